@@ -17,11 +17,13 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from django.db.models.sql.compiler import SQLCompiler
 
-from agentdb.adoption.conforming import LegacyUnique, conform_table, create_table
-from agentdb.adoption.obstacles import (
-    first_line,
+from agentdb.adoption.conforming import (
+    LegacyUnique,
+    conform_online,
+    conform_table,
+    create_table,
 )
-from agentdb.adoption.online import conform_online
+from agentdb.adoption.obstacles import first_line
 from agentdb.adoption.steps import add_index_sql
 from agentdb.adoption.timestamps import server_text
 from agentdb.adoption.values import TableContent, read_usable_values, timestamp_sources

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from django.apps import apps
 from django.db import DatabaseError, transaction
@@ -13,18 +14,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
 from agentdb.adoption.conforming import conform_table, create_table
-from agentdb.adoption.culprits import naming_culprits
-from agentdb.adoption.obstacles import OLD_COLUMNS, first_line
-from agentdb.adoption.ownership import RECORD, hand_over
+from agentdb.adoption.dependents import naming_culprits
+from agentdb.adoption.obstacles import OLD_COLUMNS, AdoptionRefusedError, first_line
 from agentdb.adoption.plan import (
-    AdoptionRefusedError,
     Findings,
     changing_columns,
     comparable_columns,
     makes_ids,
 )
 from agentdb.adoption.progress import Progress
-from agentdb.adoption.shapes import APP
+from agentdb.adoption.shapes import APP, RECORD
 from agentdb.adoption.sqlite_rebuild import rename
 from agentdb.adoption.values import checksum, timestamp_sources
 from agentdb.models import new_id
@@ -38,24 +37,22 @@ _OWN_COLLATIONS = ("BINARY", "NOCASE", "RTRIM")  # SQLite's
 _ORDER = ("sessions", "sandboxes", "api_keys", "agents")
 
 
+@dataclass
 class Change:
     """The change of one database. Lives from the decision until the rows and the schema are verified.
 
     This class is CockroachDB's, where each step stays and the next run continues. The others extend it.
     """
 
-    fresh_id = "gen_random_uuid()::text"  # SQL
+    fresh_id: ClassVar = "gen_random_uuid()::text"  # SQL
 
-    def __init__(
-        self,
-        connection: BaseDatabaseWrapper,
-        findings: Findings,
-        progress: Progress,
-    ) -> None:
-        self.connection = connection
-        self.findings = findings
-        self.progress = progress
-        self.old = findings.shape.tables
+    connection: BaseDatabaseWrapper
+    findings: Findings
+    progress: Progress
+
+    @property
+    def old(self) -> Mapping[str, Table]:
+        return self.findings.shape.tables
 
     def run(self) -> dict[str, int]:
         """Change everything and verify it; return the checksum of each old table.
@@ -109,10 +106,7 @@ class Change:
     @cached_property
     def _sources(self) -> dict[str, dict[str, str]]:
         """By table and column, SQL for values that are missing, or get another type or format."""
-        sources = {}
-        for name, table in self.old.items():
-            sources[name] = self._sources_of(name, table)
-        return sources
+        return {name: self._sources_of(name, table) for name, table in self.old.items()}
 
     def _sources_of(self, name: str, table: Table) -> dict[str, str]:
         content = self.findings.contents[name]
@@ -143,13 +137,7 @@ class Change:
     ) -> tuple[int, int]:
         """Return row count and checksum over the old table's columns, which ``table`` holds now."""
         columns = comparable_columns(name, self.old[name])
-        return checksum(
-            self.connection,
-            name,
-            table,
-            columns,
-            sources,
-        )
+        return checksum(self.connection, name, table, columns, sources)
 
     def _ids_to_keep(self) -> set[tuple[Any, ...]]:
         """Return name and id of the agents that have one, if the checksum omits ids because others have none."""
@@ -225,7 +213,7 @@ class _OnSqlite(Change):
         Renaming a table parses every index. Nothing is compared, because the other tables are not written to.
         """
         raw = self.connection.connection
-        ours = {name.lower() for name in self.findings.shape.stored_as.values()}
+        ours = self.findings.shape.stored_as.values()
         found = raw.execute(
             "SELECT DISTINCT lower(m.tbl_name), x.coll FROM sqlite_master m, pragma_index_xinfo(m.name) x"
             " WHERE m.type = 'index' AND x.coll IS NOT NULL"
@@ -272,7 +260,7 @@ class _OnPostgreSql(Change):
         # After all changes of the schema: until now this role owns the tables that it created, and could change them.
         live = self.findings.shape.live
         made = [name for name in (RECORD, *OLD_COLUMNS) if name not in live]
-        hand_over(self.connection, made, self.old)
+        _hand_over(self.connection, made, self.old)
 
 
 def change_of(
@@ -283,3 +271,51 @@ def change_of(
     kinds = {"sqlite": _OnSqlite, "postgresql": _OnPostgreSql}
     kind = kinds.get(connection.vendor, Change)
     return kind(connection, findings, progress)
+
+
+_OWNERS = """
+    SELECT DISTINCT pg_get_userbyid(c.relowner), c.relowner <> current_user::regrole
+        AND pg_has_role(current_user, c.relowner, %s)
+        AND has_schema_privilege(c.relowner, c.relnamespace, 'CREATE')
+    FROM pg_class c WHERE c.oid = ANY(%s::text[]::regclass[])
+"""
+# The rights of each role except the owner; PUBLIC is role 0.
+_RIGHTS = """
+    SELECT CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END,
+        array_agg(DISTINCT x.privilege_type)
+    FROM pg_class c, aclexplode(c.relacl) x
+    WHERE c.oid = ANY(%s::text[]::regclass[]) AND x.grantee <> c.relowner
+    GROUP BY x.grantee ORDER BY 1
+"""
+
+
+def _hand_over(
+    connection: BaseDatabaseWrapper, made: Collection[str], old: Collection[str]
+) -> None:
+    """Give the tables ``made`` to the owner of the ``old`` ones, if this role can SET ROLE to it.
+
+    Roles with write access to the old tables get the same rights on a new one; roles that can use them at all can also
+    read the record of migrations, as ``connect()`` does.
+    """
+    if not made:
+        return
+    names = [quote_name(name) for name in old]
+    right = "SET" if connection.pg_version >= 160000 else "MEMBER"  # type: ignore[attr-defined]
+    owners = rows(connection, _OWNERS, [right, names])
+    rights = rows(connection, _RIGHTS, [names])
+    for name in made:
+        # Granted before the owner changes: afterwards this role may no longer grant.
+        for role, granted in rights:
+            wanted = _wanted(name, granted)
+            if wanted:
+                run(connection, f"GRANT {wanted} ON {quote_name(name)} TO {role}")
+        # With several owners none is the right one; then the table stays this role's.
+        if len(owners) == 1 and owners[0][1]:
+            owner = quote_name(owners[0][0])
+            run(connection, f"ALTER TABLE {quote_name(name)} OWNER TO {owner}")
+
+
+def _wanted(name: str, granted: Collection[str]) -> str:
+    if name == RECORD:
+        return "SELECT"
+    return ", ".join(granted) if "INSERT" in granted else ""

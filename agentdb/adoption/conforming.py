@@ -5,22 +5,38 @@ The schema editor's own methods start from the model a table was made from. Thes
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from time import monotonic, sleep
 from typing import Any
 
-from django.db import DatabaseError, models
+from django.apps import apps
+from django.db import DatabaseError, ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 from agentdb.adoption.dependents import drop, read_dependents, recreate
 from agentdb.adoption.obstacles import first_line, is_transient
-from agentdb.adoption.online import Progress, conform_model_online
+from agentdb.adoption.shapes import APP, FRESH, STALE
 from agentdb.adoption.sqlite_rebuild import rebuild
-from agentdb.adoption.steps import ASPECTS, Dialect, Step, columns_sql, no_table
+from agentdb.adoption.steps import (
+    ASPECTS,
+    Step,
+    columns_sql,
+    declaration,
+    index_sql,
+    key_sql,
+    no_table,
+)
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema import Column, expected_table, read_tables
+from agentdb.faults import exists_already
+from agentdb.schema import Column, Table, expected_table, read_tables
 from agentdb.schema.queries import quote_name, rows, run
+
+Say = Callable[[str], None]  # each statement, before it is run
 
 
 class LegacyUnique(models.UniqueConstraint):
@@ -61,7 +77,7 @@ def conform_table(
     schema_editor: BaseDatabaseSchemaEditor,
     model: type[models.Model],
     sources: Mapping[str, str],
-    progress: Progress = lambda sql: None,
+    progress: Say = lambda sql: None,
 ) -> None:
     """Change the live table to the model's; additional columns, indexes, triggers and views stay.
 
@@ -72,7 +88,7 @@ def conform_table(
     """
     connection = schema_editor.connection
     if connection.vendor == "cockroachdb":
-        conform_model_online(connection, model, sources, progress)
+        _conform_model_online(connection, model, sources, progress)
         return
     try:
         if connection.vendor == "sqlite":
@@ -93,20 +109,19 @@ def _conform_on_postgresql(
     sources: Mapping[str, str],
 ) -> None:
     wanted = expected_table(connection, model)
-    dialect = _PostgreSql(connection)
     for aspect in ASPECTS:
         # Read again for each aspect, because the one before has changed the table. The statements of one aspect are for
         # the table as it was before the first of them, so one reading is enough for all.
         live = read_tables(connection, [wanted.name]).get(wanted.name)
         if live is None:
             raise no_table(wanted.name)
-        for sql in aspect(Step(live, wanted, sources, dialect)):
+        for sql in aspect(_PostgreSql(connection, live, wanted, sources)):
             run(connection, sql)
     # A column that changed its type has no statistics, and the planner would guess until autovacuum runs.
     run(connection, f"ANALYZE {quote_name(wanted.name)}")
 
 
-class _PostgreSql(Dialect):
+class _PostgreSql(Step):
     def cast(self, live: Column, wanted: Column) -> str | None:
         """The types that operators gave columns of ours, which hold what ours hold."""
         alike = {
@@ -117,36 +132,36 @@ class _PostgreSql(Dialect):
             return f"{quote_name(live.name)}::{wanted.type}"
         return None
 
-    def convert(self, step: Step, expressions: Mapping[str, str]) -> Iterator[str]:
+    def convert(self, expressions: Mapping[str, str]) -> Iterator[str]:
         if not expressions:
             return
-        with _without_dependents(self.connection, step.live.name, expressions):
+        with _without_dependents(self.connection, self.live.name, expressions):
             # A default of the old type may have no cast to the new one.
             dropped = [
                 f"ALTER COLUMN {quote_name(column)} DROP DEFAULT"
                 for column in expressions
             ]
-            yield f"{step.alter} {', '.join(dropped)}"
+            yield f"{self.alter} {', '.join(dropped)}"
             # A single statement, so that the table is rewritten once. An UPDATE would fire the operator's triggers.
             conversions = [
                 f"ALTER COLUMN {quote_name(column.name)} TYPE {column.type} USING ({expressions[column.name]})"
-                for column in step.wanted.columns
+                for column in self.wanted.columns
                 if column.name in expressions
             ]
-            yield f"{step.alter} {', '.join(conversions)}"
+            yield f"{self.alter} {', '.join(conversions)}"
 
-    def finish(self, step: Step) -> Iterator[str]:
+    def finish(self) -> Iterator[str]:
         """Replicate by the primary key if the index that did it is gone: the key's, which was another one."""
         # The flag on the table stays when its index is dropped, and then a published table refuses UPDATE and DELETE.
         [(lost_its_index,)] = rows(
             self.connection,
             "SELECT relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisreplident)"
             " FROM pg_class c WHERE oid = to_regclass(quote_ident(%s))",
-            [step.live.name],
+            [self.live.name],
         )
-        if lost_its_index and step.wanted.primary_key:
-            name = quote_name(step.wanted.primary_key.name or "")
-            yield f"{step.alter} REPLICA IDENTITY USING INDEX {name}"
+        if lost_its_index and self.wanted.primary_key:
+            name = quote_name(self.wanted.primary_key.name or "")
+            yield f"{self.alter} REPLICA IDENTITY USING INDEX {name}"
 
 
 @contextmanager
@@ -163,3 +178,226 @@ def _without_dependents(
     drop(connection, dependents)
     yield
     recreate(connection, dependents)
+
+
+# One statement at a time, because CockroachDB has no schema changes in transactions ----------------------------------
+
+ROWS_AT_ONCE = 1_000
+
+
+class _Job:
+    """What the server may still be doing for a killed run: the same statement as ours.
+
+    A schema change is a job of the cluster, which goes on without the connection that asked for it.
+    """
+
+    def __init__(self, statement: str) -> None:
+        self.statement = statement
+        self._gives_up = monotonic() + 60.0
+
+    def goes_on(self) -> bool:
+        """Wait a moment, and return whether it may not have ended yet."""
+        sleep(0.2)
+        return monotonic() < self._gives_up
+
+
+def _conform_model_online(
+    connection: BaseDatabaseWrapper,
+    model: type[models.Model],
+    sources: Mapping[str, str],
+    progress: Say,
+) -> None:
+    """Bring the model's table to its shape, or create it."""
+    table = expected_table(connection, model)
+    latest = expected_table(connection, apps.get_model(APP, model.__name__))
+    new = _with_indexes_of(latest, table)
+    conform_online(connection, table, sources, progress, new=new)
+
+
+def _with_indexes_of(latest: Table, table: Table) -> Table:
+    """The table with the indexes that later migrations add to it.
+
+    Created with the table, they take no time. Added later, each is a job over all nodes that takes a second, and gets
+    its own range, for which every write to the table then waits.
+    """
+    columns = {column.name for column in table.columns}
+    indexes = {
+        index.name: index
+        for index in latest.indexes
+        if {part.expression for part in index.parts} <= columns
+    }
+    indexes |= {index.name: index for index in table.indexes}
+    return replace(table, indexes=tuple(indexes.values()))
+
+
+def conform_online(
+    connection: BaseDatabaseWrapper,
+    wanted: Table,
+    sources: Mapping[str, str] | None = None,
+    progress: Say = lambda sql: None,
+    *,
+    new: Table | None = None,
+) -> None:
+    """Bring the live table to ``wanted``; columns that are not ours stay.
+
+    ``sources`` gives, for a column that is new or of another type, an SQL expression over the old row. A table that
+    is not there is created as ``new``. Raises ``SchemaMismatchError`` for a column that has neither a source nor a
+    default, and for a step that changes nothing.
+    """
+    without_effect: set[str] = set()
+    job: _Job | None = None
+    next_statement = partial(
+        _next_statement, connection, wanted, new or wanted, sources or {}
+    )
+    while statement := next_statement():
+        if job and job.statement != statement:
+            job = None  # the table shows its work
+        if statement not in without_effect:
+            progress(statement)
+            job = _run(connection, statement, job, without_effect)
+        # A schema change that comes up again as the next step would do so without end, unless the server is at it.
+        elif job is None or not job.goes_on():
+            raise SchemaMismatchError(
+                f"The server ran this statement, and the table {wanted.name!r} is still not what it asks for: "
+                f"{statement}."
+            )
+
+
+def _run(
+    connection: BaseDatabaseWrapper,
+    statement: str,
+    job: _Job | None,
+    without_effect: set[str],
+) -> _Job | None:
+    """Run the statement; return the job that keeps it from showing in the table, if there may be one."""
+    try:
+        if _changes_rows(connection, statement):
+            return None
+    except ProgrammingError as error:
+        return _job_behind(error, statement, job)
+    without_effect.add(statement)
+    # IF NOT EXISTS succeeds at once for an index that the server still fills for a killed run.
+    return _Job(statement) if statement.startswith("CREATE INDEX") else None
+
+
+def _job_behind(error: ProgrammingError, statement: str, job: _Job | None) -> _Job:
+    """Return the job that may have made the statement fail, having waited a moment; raise the error if there is none.
+
+    The server may have ended the job after the table was read, so the first failure says little: it is tried again
+    whatever it was. While the server adds a column, the column exists already, and no table shows it.
+    """
+    is_first = job is None
+    job = job or _Job(statement)
+    if job.goes_on() and (is_first or exists_already(error)):
+        return job
+    raise error
+
+
+def _next_statement(
+    connection: BaseDatabaseWrapper,
+    wanted: Table,
+    new: Table,
+    sources: Mapping[str, str],
+) -> str | None:
+    # The table is read before each statement: another run, or the server after a kill, may have gone on with it. What
+    # the generators would yield after the first one is not true any more once that has run.
+    live = read_tables(connection, [wanted.name]).get(wanted.name)
+    if live is None:
+        return _create(new)
+    step = _CockroachDb(connection, live, wanted, sources)
+    return next(chain.from_iterable(aspect(step) for aspect in ASPECTS), None)
+
+
+def _changes_rows(connection: BaseDatabaseWrapper, statement: str) -> bool:
+    """Run the statement, an UPDATE, which takes a batch, until it finds no row; return whether it changed rows."""
+    changed = False
+    with connection.cursor() as cursor:
+        while True:
+            cursor.execute(statement)
+            if not statement.startswith("UPDATE ") or cursor.rowcount == 0:
+                return changed
+            changed = True
+
+
+def _create(wanted: Table) -> str:
+    assert wanted.primary_key is not None  # every table of ours has one
+    # The key and the indexes in the same statement: later each would be a job of its own, the key's over every row.
+    parts = [
+        *(f"{quote_name(one.name)} {declaration(one)}" for one in wanted.columns),
+        key_sql("PRIMARY KEY", wanted.primary_key.name, wanted.primary_key.columns),
+        *(key_sql("UNIQUE", unique.name, unique.columns) for unique in wanted.uniques),
+        *(f"INDEX {quote_name(one.name)} {index_sql(one)}" for one in wanted.indexes),
+    ]
+    return f"CREATE TABLE IF NOT EXISTS {quote_name(wanted.name)} ({', '.join(parts)})"
+
+
+class _CockroachDb(Step):
+    is_atomic = False
+
+    def drop_unique(self, name: str) -> str:
+        # CockroachDB refuses DROP CONSTRAINT for a UNIQUE one, and DROP INDEX for its index unless CASCADE follows.
+        return f"DROP INDEX {quote_name(name)} CASCADE"
+
+    def convert(self, expressions: Mapping[str, str]) -> Iterator[str]:
+        """Fill a new column in batches, and replace the old one by it.
+
+        The old server may be writing at the same time. So the old column keeps its values until the filled one takes
+        its name, and rows that changed since they were filled are filled again.
+        """
+        for column in self.wanted.columns:
+            live = self.live.column(column.name)
+            expression = expressions.get(column.name)
+            if live is None or expression is None:
+                continue
+            if live.type == column.type:
+                name = quote_name(column.name)
+                yield from self._fill(name, expression, f"{name} IS NULL")
+            else:
+                yield from self._replace(column, expression)
+        # The step after the rename drops the old column; if a kill comes between, the next run does, because the
+        # table still shows it.
+        for column in self.wanted.columns:
+            if self.live.column(STALE + column.name) is not None:
+                yield from self._drop_stale(STALE + column.name)
+
+    def _replace(self, wanted: Column, expression: str) -> Iterator[str]:
+        fresh, name = quote_name(FRESH + wanted.name), quote_name(wanted.name)
+        filling = self.live.column(FRESH + wanted.name)
+        if filling is None:
+            yield f"{self.alter} ADD COLUMN {fresh} {wanted.type}"
+            return
+        # Not IS NULL: the old server may change a row again after it was filled, and must not lose that change. A row
+        # that it adds has NULL in the new column, and differs too.
+        differs = f"{fresh} IS DISTINCT FROM {expression}"
+        yield from self._fill(fresh, expression, differs)
+        if filling.default != wanted.default:
+            yield f"{self.alter} ALTER COLUMN {fresh} SET DEFAULT {wanted.default}"
+        if filling.nullable and not wanted.nullable:
+            yield f"{self.alter} ALTER COLUMN {fresh} SET NOT NULL"
+        # One statement, so that the column is never missing; CockroachDB has that, PostgreSQL does not. Both columns
+        # keep their values, so a kill here loses nothing.
+        stale = quote_name(STALE + wanted.name)
+        yield f"{self.alter} RENAME COLUMN {name} TO {stale}, RENAME COLUMN {fresh} TO {name}"
+
+    def _fill(self, column: str, expression: str, missing: str) -> Iterator[str]:
+        """Yield the UPDATE of a batch, if a row is left for which ``missing`` is true."""
+        table = quote_name(self.live.name)
+        if not rows(self.connection, f"SELECT 1 FROM {table} WHERE {missing} LIMIT 1"):
+            return
+        batch = missing
+        if self.live.primary_key is not None:
+            # Short transactions: a long one would be retried whenever the old server writes to one of its rows.
+            key = columns_sql(self.live.primary_key.columns)[1:-1]
+            batch = f"({key}) IN (SELECT {key} FROM {table} WHERE {missing} ORDER BY {key} LIMIT {ROWS_AT_ONCE})"
+        yield f"UPDATE {table} SET {column} = {expression} WHERE {batch}"
+
+    def _drop_stale(self, column: str) -> Iterator[str]:
+        for index in self.live.indexes:
+            if any(column in part.expression for part in index.parts):
+                yield f"DROP INDEX {quote_name(index.name)}"
+        # While CockroachDB 23.1 drops a NOT NULL column, nobody can read its catalog: pg_constraint lists a check on a
+        # column that has no name any more. So the column allows NULL first.
+        live = self.live.column(column)
+        if live is not None and not live.nullable:
+            yield f"{self.alter} ALTER COLUMN {quote_name(column)} DROP NOT NULL"
+        yield f"{self.alter} DROP COLUMN {quote_name(column)}"

@@ -12,12 +12,18 @@ from pathlib import Path
 from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
+from django.db.utils import load_backend
 
 from agentdb.adoption.change import change_of
-from agentdb.adoption.obstacles import OLD_COLUMNS
-from agentdb.adoption.plan import AdoptionRefusedError, Findings, Plan, decide, read
+from agentdb.adoption.dependents import explaining
+from agentdb.adoption.obstacles import (
+    OLD_COLUMNS,
+    AdoptionRefusedError,
+    Refusal,
+    first_line,
+)
+from agentdb.adoption.plan import Findings, Plan, decide, read
 from agentdb.adoption.progress import SILENT, Progress
-from agentdb.adoption.rehearsal import rehearse
 from agentdb.adoption.sqlite_backup import back_up_first
 from agentdb.conf import server_name
 from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
@@ -36,7 +42,7 @@ from agentdb.schema.migration_lock import (
     lock_in_transaction,
     migration_lock,
 )
-from agentdb.schema.queries import lifted_limits, quote_name
+from agentdb.schema.queries import lifted_limits, quote_name, rows, run
 
 _CACHE_KIB = 32 * 1024
 _WAITING = "Another process is changing the schema; waiting for it."
@@ -98,7 +104,7 @@ def _decide(
     plan = decide(findings, backup=backup)
     if connection.vendor != "sqlite" or not plan.has_work:
         return plan
-    refusals = rehearse(connection, findings)
+    refusals = _rehearse(connection, findings)
     return Plan(refusals=refusals, notes=plan.notes) if refusals else plan
 
 
@@ -199,8 +205,16 @@ def _one_connection(connection: BaseDatabaseWrapper) -> Iterator[None]:
     before = connection.settings_dict["OPTIONS"]
     if connection.vendor == "sqlite":
         commands = before.get("init_command", "").split(";")
-        kept = ";".join(one for one in commands if "journal_mode" not in one)
-        connection.settings_dict["OPTIONS"] = {**before, "init_command": kept}
+        kept = [one for one in commands if "journal_mode" not in one]
+        connection.settings_dict["OPTIONS"] = {
+            **before,
+            # Ids are random, so each row's place in the new key is on another page; the default 2 MiB cache few of
+            # them.
+            "init_command": ";".join([*kept, f"PRAGMA cache_size = -{_CACHE_KIB}"]),
+            # The write lock now: a deferred transaction takes it at its first write, and fails there if another
+            # program wrote after its first read.
+            "transaction_mode": "IMMEDIATE",
+        }
     try:
         yield
     finally:
@@ -239,28 +253,18 @@ def _original(error: DatabaseError) -> DatabaseError:
 
 @contextmanager
 def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    if connection.vendor != "sqlite":
-        with transaction.atomic(using=connection.alias, durable=True):
-            yield
-        return
-    connection.ensure_connection()
-    # Ids are random, so each row's place in the new key is on another page; the default 2 MiB cache few of them.
-    connection.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    mode = connection.transaction_mode  # type: ignore[attr-defined]
-    check_constraints = connection.check_constraints
-    # Before the transaction, in which SQLite ignores it. With foreign keys on, a rebuild would delete or refuse rows.
-    connection.disable_constraint_checking()
-    try:
-        connection.transaction_mode = "IMMEDIATE"  # type: ignore[attr-defined]
-        # IMMEDIATE takes the write lock now: a deferred transaction takes it at its first write, and fails there if
-        # another program wrote after its first read. Django checks the foreign keys of every table after each
-        # migration. If those of other tables are broken, they were so before.
+    if connection.vendor == "sqlite":
+        # Before the transaction, in which SQLite ignores it. With foreign keys on, a rebuild would delete or refuse
+        # rows.
+        connection.disable_constraint_checking()
+        # Django checks the foreign keys of every table after each change of the schema. If those of other tables are
+        # broken, they were so before.
         connection.check_constraints = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    try:
         with transaction.atomic(using=connection.alias, durable=True):
             yield
     finally:
-        connection.transaction_mode = mode  # type: ignore[attr-defined]
-        connection.check_constraints = check_constraints  # type: ignore[method-assign]
+        vars(connection).pop("check_constraints", None)
 
 
 def _lock_tables(
@@ -306,3 +310,71 @@ def _lock_tables(
                 ) from error
             raise
     return None
+
+
+# The rehearsal --------------------------------------------------------------------------------------------------------
+
+
+_ALIAS = "agentdb_rehearsal"
+
+
+def _rehearse(
+    connection: BaseDatabaseWrapper, findings: Findings
+) -> tuple[Refusal, ...]:
+    """Make the changes on a copy of a SQLite schema in memory, without rows; return what prevents them."""
+    # Only SQLite itself knows all that does: functions and collations that only the operator's program defines, taken
+    # names, contradictory constraints.
+    ours = {*OLD_COLUMNS, *findings.shape.stored_as.values()}
+    try:
+        with explaining(), _copy_in_memory(connection) as copy:
+            _copy_schema(connection, copy, ours)
+            change_of(copy, findings, SILENT).rehearse()
+    except AdoptionRefusedError as error:
+        return error.refusals
+    except SchemaMismatchError as error:
+        return (Refusal(str(error)),)
+    return ()
+
+
+@contextmanager
+def _copy_in_memory(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWrapper]:
+    settings = {**connection.settings_dict, "NAME": ":memory:", "OPTIONS": {}}
+    copy: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(
+        settings, _ALIAS
+    )
+    # atomic() and the schema editor find a connection by its alias, so it needs one for as long as the block runs.
+    connections.settings[_ALIAS], connections[_ALIAS] = settings, copy
+    try:
+        yield copy
+    finally:
+        del connections.settings[_ALIAS], connections[_ALIAS]
+        # The driver's, because Django's close() keeps a database in memory.
+        copy.connection and copy.connection.close()
+
+
+# In an order in which each index and trigger finds its table or view; what a view names is looked up when it is read.
+_OBJECTS = """
+    SELECT type, name, lower(tbl_name), sql FROM main.sqlite_master
+    WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+    ORDER BY CASE type WHEN 'table' THEN 1 WHEN 'index' THEN 2 WHEN 'view' THEN 3 ELSE 4 END, rowid
+"""
+
+
+def _copy_schema(
+    source: BaseDatabaseWrapper, copy: BaseDatabaseWrapper, ours: set[str]
+) -> None:
+    # The virtual table that owns them makes them.
+    listed = rows(source, "PRAGMA main.table_list")
+    shadows = {name for _, name, kind, *_ in listed if kind == "shadow"}
+    copy.ensure_connection()
+    copy.disable_constraint_checking()
+    for kind, name, table, sql in rows(source, _OBJECTS):
+        if name in shadows:
+            continue
+        try:
+            run(copy, sql)
+        except DatabaseError as error:
+            # Skip other objects that cannot be read here.
+            if table in ours and kind != "view":
+                reason = first_line(error).removesuffix(".")
+                raise SchemaMismatchError(f"{kind} {name!r}: {reason}") from error

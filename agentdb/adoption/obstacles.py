@@ -120,6 +120,34 @@ class UnusableValuesError(SchemaMismatchError):
         )
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a database cannot be adopted as it is: a sentence, and the rows that it is about."""
+
+    message: str
+    rows: tuple[UnusableValue, ...] = ()
+    total: int = 0
+
+    @classmethod
+    def about(cls, values: UnusableValues, message: str) -> Refusal:
+        return cls(message, tuple(values.first), values.total)
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *(f"  {row}" for row in self.rows)])
+
+
+class AdoptionRefusedError(SchemaMismatchError):
+    """The database was not adopted and is as it was. ``refusals`` says why."""
+
+    def __init__(self, refusals: tuple[Refusal, ...]) -> None:
+        super().__init__("\n".join(map(str, refusals)))
+        self.refusals = refusals
+
+    @classmethod
+    def of(cls, *messages: str) -> AdoptionRefusedError:
+        return cls(tuple(map(Refusal, messages)))
+
+
 def first_line(error: BaseException) -> str:
     """The driver's message without its hints and positions, as a sentence."""
     return f"{str(error).strip().partition(chr(10))[0].rstrip('.')}."

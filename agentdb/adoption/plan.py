@@ -9,12 +9,12 @@ from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.dependents import read_dependents
-from agentdb.adoption.obstacles import OLD_COLUMNS, UnusableValue, UnusableValues
-from agentdb.adoption.ownership import RECORD
+from agentdb.adoption.obstacles import OLD_COLUMNS, Refusal, UnusableValues
 from agentdb.adoption.progress import SILENT, Progress
 from agentdb.adoption.shapes import (
     ADDED_COLUMNS,
     REBUILT_AS,
+    RECORD,
     Kind,
     Shape,
     key_of,
@@ -28,7 +28,6 @@ from agentdb.adoption.values import (
     unusable_values,
 )
 from agentdb.conf import server_name
-from agentdb.errors import SchemaMismatchError
 from agentdb.schema import Table, expected_tables
 from agentdb.schema.comparison import Key, keys_of, left_null, reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
@@ -47,34 +46,6 @@ _KEYS = (
     ("api_keys", ("key_hash",)),
 )
 _KEY_COLUMNS = {(table, frozenset(columns)) for table, columns in _KEYS}
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a database cannot be adopted as it is: a sentence, and the rows that it is about."""
-
-    message: str
-    rows: tuple[UnusableValue, ...] = ()
-    total: int = 0
-
-    @classmethod
-    def about(cls, values: UnusableValues, message: str) -> Refusal:
-        return cls(message, tuple(values.first), values.total)
-
-    def __str__(self) -> str:
-        return "\n".join([self.message, *(f"  {row}" for row in self.rows)])
-
-
-class AdoptionRefusedError(SchemaMismatchError):
-    """The database was not adopted and is as it was. ``refusals`` says why."""
-
-    def __init__(self, refusals: tuple[Refusal, ...]) -> None:
-        super().__init__("\n".join(map(str, refusals)))
-        self.refusals = refusals
-
-    @classmethod
-    def of(cls, *messages: str) -> AdoptionRefusedError:
-        return cls(tuple(map(Refusal, messages)))
 
 
 @dataclass(frozen=True)
@@ -115,7 +86,7 @@ class Plan:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.actions) and not self.refusals
+        return bool(self.actions)
 
 
 def read(connection: BaseDatabaseWrapper, progress: Progress = SILENT) -> Findings:
@@ -417,12 +388,10 @@ _MISSING_RIGHTS = """
 def decide(findings: Findings, *, backup: bool = True) -> Plan:
     """Return what to do, or why nothing can be done. Does not query the database."""
     shape, notes = findings.shape, _notes(findings)
-    if shape.kind is Kind.EMPTY and not shape.problems:
-        return Plan(notes=notes)
     if refusals := _refusals(findings):
         return Plan(refusals=refusals, notes=notes)
     actions = list(_actions(findings))
-    if not actions:
+    if shape.kind is Kind.EMPTY or not actions:
         return Plan(notes=notes)
     # Before anything else, although it takes longest: a copy that is made later is one of a file half changed.
     if findings.is_file and backup:

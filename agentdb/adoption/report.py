@@ -10,8 +10,8 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.execution import Outcome
-from agentdb.adoption.obstacles import OLD_COLUMNS
-from agentdb.adoption.plan import AdoptionRefusedError, Findings, Plan
+from agentdb.adoption.obstacles import OLD_COLUMNS, AdoptionRefusedError
+from agentdb.adoption.plan import Findings, Plan
 from agentdb.adoption.shapes import Kind
 from agentdb.wording import counted
 

@@ -6,7 +6,7 @@ database. Only columns, their types and the keys count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
@@ -34,6 +34,7 @@ from agentdb.wording import counted
 APP = "agentdb"
 INITIAL = "0001_initial"
 NATIVE = "0002_native_timestamps"
+RECORD = "django_migrations"
 
 
 class Kind(StrEnum):
@@ -90,11 +91,15 @@ class Shape:
     description: str  # a phrase for the operator
     live: Mapping[str, Table]  # all tables of the database, as they are
     tables: Mapping[str, Table]  # those of the four that exist, by their final name
-    stored_as: Mapping[str, str]  # final name -> name in the database
     others: tuple[str, ...]  # tables that are not ours
     recorded: tuple[str, ...]  # agentdb's migrations in django_migrations
     level: str | None  # the migration that leaves the tables like this, or None
     problems: tuple[str, ...]  # obstacles, a sentence each
+
+    @property
+    def stored_as(self) -> dict[str, str]:
+        """The names in the database by the final ones."""
+        return {name: table.name for name, table in self.tables.items()}
 
     @property
     def renames(self) -> dict[str, str]:
@@ -111,25 +116,25 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
     # nothing about which server made the table.
     live = {name: without_work(table) for name, table in found.items()}
     recorded = _recorded(connection, live)
-    tables, stored_as = _ours(connection.vendor, live)
-    others = tuple(sorted(set(live) - set(stored_as.values()) - {"django_migrations"}))
+    tables = _ours(connection.vendor, live)
+    stored = {table.name for table in tables.values()}
+    others = tuple(sorted(set(live) - stored - {RECORD}))
     problems = tuple(_problems(connection, tables, recorded))
     # A migration leaves the tables under their names, and none in the middle of a conversion. Comparing with each
     # migration is the slow part, and says nothing about tables that another program made.
-    is_settled = all(name == stored for name, stored in stored_as.items())
+    is_settled = stored == set(tables)
     level = None
     if tables and is_settled and live == found and not problems:
         level = _level(connection, live)
     if tables:
         kind, description = _kind(connection.vendor, tables, others, level, recorded)
     else:
-        kind, description = _kind_without_tables(others, "django_migrations" in live)
+        kind, description = _kind_without_tables(others, RECORD in live)
     return Shape(
         kind,
         description,
         found,
         tables,
-        stored_as,
         others,
         recorded,
         level,
@@ -150,8 +155,8 @@ def _problems(
     tables: Mapping[str, Table],
     recorded: tuple[str, ...],
 ) -> Iterator[str]:
-    for table in tables.values():
-        yield from _table_problems(connection.vendor, table)
+    for name, table in tables.items():
+        yield from _table_problems(connection.vendor, name, table)
     yield from _record_problems(recorded, tables)
     if (elsewhere := tables_elsewhere(connection, OLD_COLUMNS)) is not None:
         yield elsewhere
@@ -167,51 +172,42 @@ def without_work(table: Table) -> Table:
     )
 
 
-def _ours(
-    vendor: str, live: Mapping[str, Table]
-) -> tuple[dict[str, Table], dict[str, str]]:
-    tables: dict[str, Table] = {}
-    stored_as: dict[str, str] = {}
+def _ours(vendor: str, live: Mapping[str, Table]) -> dict[str, Table]:
+    tables = {}
     for name in OLD_COLUMNS:
-        stored = name
-        if name not in live and vendor == "sqlite" and REBUILT_AS.get(name) in live:
-            # Interrupted between dropping the old table and renaming the new one, which has all rows.
-            stored = REBUILT_AS[name]
-            if _misses(live[stored]):
-                continue
-        if stored in live:
-            tables[name] = live[stored]
-            stored_as[name] = stored
-    return tables, stored_as
+        table = live.get(name)
+        rebuilt = live.get(REBUILT_AS.get(name, ""))
+        # Interrupted between dropping the old table and renaming the new one, which has all rows.
+        if (
+            table is None
+            and vendor == "sqlite"
+            and rebuilt
+            and not _misses(name, rebuilt)
+        ):
+            table = rebuilt
+        if table is not None:
+            tables[name] = table
+    return tables
 
 
-def _misses(table: Table) -> list[str]:
+def _misses(name: str, table: Table) -> list[str]:
     """Return the columns of every release that the table lacks."""
-    name = _final_name(table.name)
-    added = ADDED_COLUMNS[name]
-    missing = []
-    for column in OLD_COLUMNS[name]:
-        if column in added:
-            continue
-        if table.column(column) is None:
-            missing.append(column)
-    return missing
+    return [
+        column
+        for column in OLD_COLUMNS[name]
+        if column not in ADDED_COLUMNS[name] and table.column(column) is None
+    ]
 
 
-def _final_name(stored: str) -> str:
-    names = {rebuilt: name for name, rebuilt in REBUILT_AS.items()}
-    return names.get(stored, stored)
-
-
-def _table_problems(vendor: str, table: Table) -> list[str]:
+def _table_problems(vendor: str, name: str, table: Table) -> list[str]:
     if table.kind != "table":
         return [f"{table.name!r} is a {table.kind}, not a table. Rename it."]
-    if missing := _misses(table):
+    if missing := _misses(name, table):
         return [
             f"Table {table.name!r} was not made by the server: it has no column {', '.join(map(repr, missing))}. "
             "Rename it, or check the database URL."
         ]
-    kinds = OLD_COLUMNS[_final_name(table.name)]
+    kinds = OLD_COLUMNS[name]
     problems = [
         _foreign_column_problem(table, column)
         if column.name not in kinds
@@ -258,7 +254,7 @@ def _holds(vendor: str, column_type: str, kind: str) -> bool:
 def _recorded(
     connection: BaseDatabaseWrapper, live: Mapping[str, Table]
 ) -> tuple[str, ...]:
-    if "django_migrations" not in live:
+    if RECORD not in live:
         return ()
     return tuple(sorted(recorded_migrations(connection)))
 
@@ -330,7 +326,7 @@ def _kind(
     level: str | None,
     recorded: tuple[str, ...],
 ) -> tuple[Kind, str]:
-    if any(_misses(table) for table in tables.values()):
+    if any(_misses(name, table) for name, table in tables.items()):
         return Kind.FOREIGN, "tables that the server did not make"
     # The old server leaves the tables of the first migration too, so they prove nothing unless it is recorded.
     is_first = level == INITIAL and recorded[-1:] != (INITIAL,)
@@ -338,11 +334,10 @@ def _kind(
         return Kind.ADOPTED, _adopted(level, recorded)
     if any(_is_native(vendor, name, table) for name, table in tables.items()):
         return Kind.ALTERED, _altered(recorded)
-    steps = _steps(vendor)
-    done = [step for step in steps if step.is_done(tables)]
-    if len(done) == len(steps):
+    steps = _steps(vendor, tables)
+    if all(steps.values()):
         return _multi_tenant(tables, others)
-    return _old_kind(vendor, tables, done)
+    return _old_kind(steps)
 
 
 def _altered(recorded: tuple[str, ...]) -> str:
@@ -374,42 +369,28 @@ def _multi_tenant(
     return Kind.MULTI_TENANT, "multi-tenant"
 
 
-def _old_kind(
-    vendor: str, tables: Mapping[str, Table], done: list[Step]
-) -> tuple[Kind, str]:
-    upgraded = [step for step in done if step not in (*_CREATED, _BY_HAND)]
-    if not upgraded and all(step in done for step in _CREATED):
+def _old_kind(steps: Mapping[str, bool]) -> tuple[Kind, str]:
+    taken = [step for step, is_taken in steps.items() if is_taken and step != _BY_HAND]
+    missing = [step for step, is_taken in steps.items() if not is_taken]
+    in_order = list(steps)
+    if taken == in_order[: len(_FIRST_TABLES)]:
         return Kind.SINGLE_TENANT, "single-tenant"
-    if vendor != "sqlite" and _is_stuck(tables, done):
+    # PostgreSQL does not drop the key of agents while the foreign key of sessions refers to it. The old server did not
+    # expect that: its upgrade ends at this statement, and again at each start.
+    if missing[0] == _STUCK:
         return Kind.STUCK, (
             "stuck: the old server's upgrade to multi-tenant cannot finish on PostgreSQL, "
             "and agents are still keyed by name"
         )
-    how_far = _how_far(_steps(vendor), done)
+    if taken != in_order[: len(taken)]:
+        how_far = (
+            f"in which these of {len(steps)} steps are missing: {', '.join(missing)}"
+        )
+    elif not taken:
+        how_far = "that stopped before its first step"
+    else:
+        how_far = f"that stopped after step {len(taken)} of {len(steps)} ({taken[-1]})"
     return Kind.INTERRUPTED, f"an upgrade to multi-tenant {how_far}"
-
-
-def _how_far(steps: list[Step], done: list[Step]) -> str:
-    # One that was taken by hand says nothing about how far the server came.
-    by_hand = [step for step in done if step is _BY_HAND]
-    expected = [step for step in steps if step not in by_hand]
-    taken = [step for step in expected if step in done]
-    if taken != expected[: len(taken)]:
-        missing = ", ".join(step.what for step in steps if step not in done)
-        return f"in which these of {len(steps)} steps are missing: {missing}"
-    if not taken:
-        return "that stopped before its first step"
-    return f"that stopped after step {len(taken)} of {len(steps)} ({taken[-1].what})"
-
-
-def _is_stuck(tables: Mapping[str, Table], done: list[Step]) -> bool:
-    """Return whether the old server's upgrade took every step before the statement that always fails."""
-    # PostgreSQL does not drop the key of agents while the foreign key of sessions refers to it. The old server did not
-    # expect that: its upgrade ends at this statement, and again at each start.
-    agents = tables.get("agents")
-    if key_of(agents) != ("name",):
-        return False
-    return all(step in done for step in _BEFORE_STUCK)
 
 
 def _is_native(vendor: str, name: str, table: Table) -> bool:
@@ -445,72 +426,36 @@ def unique_keys(table: Table) -> list[frozenset[str]]:
     return [*keys, frozenset(key_of(table))] if table.primary_key else keys
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step of the upgrade to multi-tenant, and how the table shows that it was taken."""
-
-    what: str
-    table: str
-    shows: Callable[[Table], bool]
-
-    def is_done(self, tables: Mapping[str, Table]) -> bool:
-        return self.table in tables and self.shows(tables[self.table])
+# Those of the single-tenant release.
+_FIRST_TABLES = ("agents", "sessions", "sandboxes")
+_STUCK = "dropped the key of agents by name"
+# Some operators took this step by hand, to leave the stuck state, so it does not say how far the server came.
+_BY_HAND = "dropped the foreign key of sessions"
 
 
-def _creates(name: str) -> Step:
-    return Step(f"created {name}", name, lambda table: True)
+def _steps(vendor: str, tables: Mapping[str, Table]) -> dict[str, bool]:
+    """Return the steps to a multi-tenant database in order, each with whether the tables show that it was taken."""
+    agents, sessions = tables.get("agents"), tables.get("sessions")
+    key = key_of(agents)
+    steps = {f"created {name}": name in tables for name in _FIRST_TABLES}
+    for name in _FIRST_TABLES:
+        steps[f"added {name}.tenant_id"] = (
+            _column(tables, name, "tenant_id") is not None
+        )
+    steps["created api_keys"] = "api_keys" in tables
+    # SQLite rebuilds agents with its id and its key at once; PostgreSQL takes a statement for each.
+    if vendor != "sqlite":
+        ids = _column(tables, "agents", "id")
+        steps["added agents.id"] = ids is not None
+        steps["made agents.id NOT NULL"] = ids is not None and not ids.nullable
+        steps[_STUCK] = agents is not None and key != ("name",)
+    steps["keyed agents by id"] = key == ("id",)
+    unique = [] if agents is None else unique_keys(agents)
+    steps["made (tenant_id, name) unique"] = {"tenant_id", "name"} in unique
+    steps[_BY_HAND] = sessions is not None and not sessions.foreign_keys
+    return steps
 
 
-def _adds(name: str, column: str) -> Step:
-    def has_column(table: Table) -> bool:
-        return table.column(column) is not None
-
-    return Step(f"added {name}.{column}", name, has_column)
-
-
-def _has_ids(agents: Table) -> bool:
-    column = agents.column("id")
-    return column is not None and not column.nullable
-
-
-def _is_unique_by_tenant(agents: Table) -> bool:
-    return frozenset({"tenant_id", "name"}) in unique_keys(agents)
-
-
-# What the single-tenant release does.
-_CREATED = [_creates("agents"), _creates("sessions"), _creates("sandboxes")]
-# Some operators took this step by hand, to leave the stuck state.
-_BY_HAND = Step(
-    "dropped the foreign key of sessions",
-    "sessions",
-    lambda sessions: not sessions.foreign_keys,
-)
-_FIRST = [
-    *_CREATED,
-    _adds("agents", "tenant_id"),
-    _adds("sessions", "tenant_id"),
-    _adds("sandboxes", "tenant_id"),
-    _creates("api_keys"),
-]
-_LAST = [
-    Step("keyed agents by id", "agents", lambda agents: key_of(agents) == ("id",)),
-    Step("made (tenant_id, name) unique", "agents", _is_unique_by_tenant),
-    _BY_HAND,
-]
-# SQLite rebuilds agents with its id and its key at once; PostgreSQL takes a statement for each.
-_BEFORE_STUCK = [
-    *_FIRST,
-    _adds("agents", "id"),
-    Step("made agents.id NOT NULL", "agents", _has_ids),
-]
-_STUCK = Step(
-    "dropped the key of agents by name",
-    "agents",
-    lambda agents: key_of(agents) != ("name",),
-)
-
-
-def _steps(vendor: str) -> list[Step]:
-    if vendor == "sqlite":
-        return [*_FIRST, *_LAST]
-    return [*_BEFORE_STUCK, _STUCK, *_LAST]
+def _column(tables: Mapping[str, Table], table: str, column: str) -> Column | None:
+    found = tables.get(table)
+    return None if found is None else found.column(column)

@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -51,25 +51,28 @@ def back_up(
     if beside:
         _remove_leftovers(source)
     advice = _WITHOUT_BACKUP if beside else _OTHER_FILE
-    _check_space(source, target.parent, advice)
-    _create(partial, target, advice)
-    try:
+    with _writing(target, advice):
+        _check_space(source, target.parent, advice)
+        # Nobody else may read it, nor make it at the same time. SQLite would make it readable by whoever the umask
+        # allows, before anything could be done about it.
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
-            _copy(source, partial, progress, timeout_seconds)
-            damage = _damage(partial)
-        except sqlite3.Error as error:
-            raise _cannot_copy(source, target, error, advice) from error
-        if damage is not None:
-            raise DatabaseUnavailableError(describe_damage(source, damage))
-        # The content reaches the disk before the name does, and the name before anybody is told of it: after a power
-        # cut the name stands for a whole copy, or there is none.
-        _flush(partial)
-        _put_in_place(partial, target)
-        _flush(target.parent)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+            try:
+                _copy(source, partial, progress, timeout_seconds)
+                damage = _damage(partial)
+            except sqlite3.Error as error:
+                raise _cannot_copy(source, target, error, advice) from error
+            if damage is not None:
+                raise DatabaseUnavailableError(describe_damage(source, damage))
+            # The content reaches the disk before the name does, and the name before anybody is told of it: after a
+            # power cut the name stands for a whole copy, or there is none.
+            _flush(partial)
+            _put_in_place(partial, target)
+            _flush(target.parent)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
     return target
 
 
@@ -86,11 +89,10 @@ def back_up_first(connection: BaseDatabaseWrapper, progress: Progress) -> Path |
     )
 
 
-def _create(partial: Path, target: Path, advice: str) -> None:
-    """Make the empty file, which nobody else may read, and which nobody else makes at the same time."""
-    # SQLite would make it readable by whoever the umask allows, before anything could be done about it.
+@contextmanager
+def _writing(target: Path, advice: str) -> Iterator[None]:
     try:
-        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        yield
     except OSError as error:
         raise DatabaseUnavailableError(
             _cannot_write(target, error.strerror or str(error), advice)
@@ -124,12 +126,8 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 def refuse_taken(target: Path) -> None:
     """Raise ``InvalidInputError`` if the file exists, or one that SQLite would treat as part of it."""
-    try:
+    with _writing(target, _OTHER_FILE):
         there = _taken(target)
-    except OSError as error:
-        raise DatabaseUnavailableError(
-            _cannot_write(target, error.strerror or str(error), _OTHER_FILE)
-        ) from error
     if there == target:
         raise InvalidInputError(_is_there(target))
     if there is not None:
@@ -264,6 +262,8 @@ _REMEDIES = {
     "full": "Free some space for it",
     "No space": "Free some space for it",
     "I/O": "Check the disk and its quota",
+    "Input/output": "Check the disk and its quota",
+    "quota": "Check the disk and its quota",
     "too long": "Choose a shorter name",
     "": "Allow writing to its folder",
 }

@@ -7,8 +7,9 @@ so the next run continues one that was killed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -25,47 +26,40 @@ LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
 _NOT_NULL_UNDER_WAY = "_auto_not_null"
 
 
-class Dialect:
-    """What an engine does in its own way, on this connection."""
+@dataclass(frozen=True)
+class Step:
+    """The table as it is now, and as it should be. Each engine extends it by what it does in its own way.
+
+    ``sources`` gives, for columns that are new or have another type, an SQL expression over the old row.
+    """
 
     # Whether all steps are one transaction: the table may then lack its key for a moment, and no index is half built.
-    is_atomic = True
+    is_atomic: ClassVar = True
 
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        self.connection = connection
+    connection: BaseDatabaseWrapper
+    live: Table
+    wanted: Table
+    sources: Mapping[str, str]
 
-    def drop_unique(self, table: str, name: str) -> str:
+    @property
+    def alter(self) -> str:
+        return f"ALTER TABLE {quote_name(self.live.name)}"
+
+    def drop_unique(self, name: str) -> str:
         """Return the statement that drops a unique constraint."""
-        return f"ALTER TABLE {quote_name(table)} DROP CONSTRAINT {quote_name(name)}"
+        return f"{self.alter} DROP CONSTRAINT {quote_name(name)}"
 
     def cast(self, live: Column, wanted: Column) -> str | None:
         """Return an expression that converts the column without a source, or None."""
         return None
 
-    def convert(self, step: Step, expressions: Mapping[str, str]) -> Iterator[str]:
+    def convert(self, expressions: Mapping[str, str]) -> Iterator[str]:
         """Yield what gives these columns their wanted types, and the values of the expressions."""
         raise NotImplementedError
 
-    def finish(self, step: Step) -> Iterator[str]:
+    def finish(self) -> Iterator[str]:
         """Yield what is left to do when everything else is as wanted."""
         return iter(())
-
-
-@dataclass(frozen=True)
-class Step:
-    """The table as it is now, and as it should be.
-
-    ``sources`` gives, for columns that are new or have another type, an SQL expression over the old row.
-    """
-
-    live: Table
-    wanted: Table
-    sources: Mapping[str, str]
-    dialect: Dialect
-
-    @property
-    def alter(self) -> str:
-        return f"ALTER TABLE {quote_name(self.live.name)}"
 
 
 def columns_sql(columns: Collection[str]) -> str:
@@ -128,7 +122,7 @@ def obsolete_constraints(step: Step) -> Iterator[str]:
         if _is_obsolete(check, live, ours):
             dropped.append(check.name)
     # A key that goes does so before the conversion, which would rebuild its index.
-    if step.dialect.is_atomic and live.primary_key and not _has_its_key(step):
+    if step.is_atomic and live.primary_key and not _has_its_key(step):
         dropped.append(live.primary_key.name)
     for name in dropped:
         yield f"{step.alter} DROP CONSTRAINT {quote_name(name or '')}"
@@ -177,14 +171,14 @@ def conversions(step: Step) -> Iterator[str]:
         source = step.sources.get(column.name)
         if live is None or not changes(live, column, fills=source is not None):
             continue
-        expression = source or step.dialect.cast(live, column)
+        expression = source or step.cast(live, column)
         if expression is None:
             raise SchemaMismatchError(
                 f"Column {column.name!r} of table {step.wanted.name!r} is {live.type}, not {column.type}. Run 'agentdb "
                 "baselinedb'."
             )
         expressions[column.name] = expression
-    yield from step.dialect.convert(step, expressions)
+    yield from step.convert(expressions)
 
 
 def changes(live: Column, wanted: Column, *, fills: bool) -> bool:
@@ -314,8 +308,8 @@ def _make(step: Step, wanted: Key, found: Key | None) -> Iterator[str]:
     elif found is None:
         index = replace(wanted.does, name=name)
         # Without transactions a killed run's statement may still be building it.
-        is_atomic = step.dialect.is_atomic
-        yield add_index_sql(step.live.name, index, if_missing=not is_atomic)
+        if_missing = not step.is_atomic
+        yield add_index_sql(step.live.name, index, if_missing=if_missing)
     elif wanted.is_constraint and not found.is_constraint:
         # The index is not built again, and it gets the constraint's name.
         old = quote_name(found.name or "")
@@ -332,17 +326,13 @@ def _rename(name: str | None, wanted: str | None) -> str:
 def _drop(step: Step, key: Key) -> str:
     name = key.name or ""
     if key.is_constraint:
-        return step.dialect.drop_unique(step.live.name, name)
+        return step.drop_unique(name)
     return f"DROP INDEX {quote_name(name)}"
-
-
-def finish(step: Step) -> Iterator[str]:
-    return step.dialect.finish(step)
 
 
 # The order matters: a key needs columns with their final values and types, and obstacles to a conversion are removed
 # before it.
-ASPECTS = (
+ASPECTS: tuple[Callable[[Step], Iterator[str]], ...] = (
     half_built_indexes,
     obsolete_constraints,
     missing_columns,
@@ -350,5 +340,5 @@ ASPECTS = (
     defaults,
     primary_key,
     keys,
-    finish,
+    lambda step: step.finish(),
 )

@@ -109,11 +109,10 @@ def _columns(
 
 
 def _query(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[Any, ...]]:
-    if connection.vendor != "sqlite":
-        return rows(connection, sql)
-    # Bypasses Django, whose converters trust a column's declared type and cannot read everything.
-    with connection.wrap_database_errors:
-        return list(connection.connection.execute(sql))
+    if connection.vendor == "sqlite":
+        return list(read_sqlite(connection, sql))
+    # PostgreSQL runs a count in parallel, but not a cursor.
+    return rows(connection, sql)
 
 
 def _usual(connection: BaseDatabaseWrapper, columns: list[StoredColumn]) -> str:

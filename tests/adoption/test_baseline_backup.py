@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -178,6 +179,32 @@ def test_a_full_disk_is_noticed_before_the_copy(
         "Free some space, or back the file up elsewhere and use --no-backup."
     )
     assert [path for path in source.parent.iterdir() if "backup" in path.name] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EIO, "input/output error. Check the disk and its quota"),
+        (errno.EDQUOT, "disk quota exceeded. Check the disk and its quota"),
+        (errno.ENOSPC, "no space left on device. Free some space for it"),
+    ],
+)
+def test_a_disk_that_fails_when_the_copy_is_flushed_is_reported_and_no_copy_stays(
+    source: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+):
+    def fails(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    target = source.with_name("copy.db")
+
+    with pytest.raises(DatabaseUnavailableError) as refusal:
+        back_up(source, target=target)
+
+    assert str(refusal.value) == (
+        f"The backup '{target}' cannot be written: {advice}, or name another file."
+    )
+    assert [path for path in source.parent.iterdir() if "copy" in path.name] == []
 
 
 LIMITED = """

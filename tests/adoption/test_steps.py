@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from agentdb.adoption.steps import ASPECTS, Dialect, Step
+from agentdb.adoption.steps import ASPECTS, Step
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.tables import (
     Check,
@@ -37,28 +37,29 @@ WANTED = Table(
 )
 
 
-class SimplestDialect(Dialect):
-    """The simplest engine that there could be."""
+class SimplestStep(Step):
+    """Of the simplest engine that there could be."""
 
-    def __init__(self, *, is_atomic: bool) -> None:
-        super().__init__(connection)
-        self.is_atomic = is_atomic
-
-    def drop_unique(self, table: str, name: str) -> str:
+    def drop_unique(self, name: str) -> str:
         return f"DROP UNIQUE {name}"
 
     def cast(self, live: Column, wanted: Column) -> str | None:
         return "cast" if live.type == "bigint" else None
 
-    def convert(self, step: Step, expressions: Mapping[str, str]) -> Iterator[str]:
+    def convert(self, expressions: Mapping[str, str]) -> Iterator[str]:
         for column, expression in expressions.items():
             yield f"CONVERT {column} BY {expression}"
+
+
+class StepOfManyTransactions(SimplestStep):
+    is_atomic = False
 
 
 def yielded(
     live: Table, sources: Mapping[str, str] | None, *, is_atomic: bool = True
 ) -> Iterator[str]:
-    step = Step(live, WANTED, sources or {}, SimplestDialect(is_atomic=is_atomic))
+    kind = SimplestStep if is_atomic else StepOfManyTransactions
+    step = kind(connection, live, WANTED, sources or {})
     for aspect in ASPECTS:
         for sql in aspect(step):
             yield sql.replace('ALTER TABLE "agents" ', "").replace('"', "")

@@ -22,7 +22,7 @@ import pytest
 from django.core.management import CommandError
 
 import agentdb
-from agentdb.adoption.online import conform_online
+from agentdb.adoption.conforming import conform_online
 from agentdb.schema import compare, expected_tables, read_tables
 from tests.helpers.cockroach_proxy import RULES, Proxy, serving
 from tests.helpers.legacy_databases import FOLDER, manage, opened, psql, rows

@@ -7,7 +7,8 @@ from django.core.management.base import CommandParser
 from django.db import connections
 
 from agentdb.adoption.execution import adopt, look
-from agentdb.adoption.plan import AdoptionRefusedError, Findings, Plan
+from agentdb.adoption.obstacles import AdoptionRefusedError
+from agentdb.adoption.plan import Findings, Plan
 from agentdb.adoption.report import (
     as_json,
     describe_findings,
