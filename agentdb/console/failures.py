@@ -12,6 +12,7 @@ from django.db import connections
 from django.db.models import Q
 from django.utils.translation import gettext
 
+from agentdb.console.display import percent
 from agentdb.console.figures import select_from
 from agentdb.interface import SessionStatus
 from agentdb.models import Session
@@ -51,12 +52,15 @@ class Group(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The part that failed in the last hour, between 0 and 1."""
-        return self.failed / max(self.sessions, 1)
+        """The part that failed in the last hour, between 0 and 1; of a group with sessions."""
+        return self.failed / self.sessions
 
     @property
     def share_before(self) -> float:
-        return self.failed_before / max(self.sessions_before, 1)
+        """The part that had failed before; 0 if there were no sessions."""
+        if not self.sessions_before:
+            return 0.0
+        return self.failed_before / self.sessions_before
 
     def includes(self, other: Group) -> bool:
         """Return whether the other group's sessions are all in this one."""
@@ -94,7 +98,7 @@ class Group(NamedTuple):
             "sessions": f"{self.sessions:,}",
         }
         if self.sessions_before:
-            usual = f"{100 * self.share_before:.1f} %"
+            usual = percent(self.failed_before, self.sessions_before)
             said += ", " + gettext("usually %s") % usual
         return said
 
@@ -249,9 +253,9 @@ def is_far_above(group: Group, whole: Group) -> bool:
 
     The usual share is the group's own before the hour, or that of the ``whole`` if the group was rarely used.
     """
-    share = group.share
     if group.failed < FEWEST:
         return False
+    share = group.share
     # Also if that is usual: a fleet in which half of all fails is not well.
     if group.sessions >= FEWEST_FOR_HALF and share >= 0.5:
         return True

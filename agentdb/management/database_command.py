@@ -18,8 +18,7 @@ from django.core.management.base import (
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from agentdb.errors import AgentDbError
-from agentdb.management.output import Output, write_any_character
-from agentdb.management.progress import ProgressLine
+from agentdb.management.output import Output, ProgressLine, write_any_character
 from agentdb.serving.connections import describe
 
 INTERRUPTED = 130  # as in a shell: 128 + SIGINT

@@ -71,7 +71,7 @@ def test_an_interrupted_restore_says_what_is_there_and_goes_on(
         temporary_alias(target) as alias,
         pytest.raises(SystemExit) as exit,
     ):
-        stopping.setattr("agentdb.management.progress.ProgressLine.__call__", stop)
+        stopping.setattr("agentdb.management.output.ProgressLine.__call__", stop)
         call_command(
             "restore", str(file), database=alias, stdout=io.StringIO(), stderr=err
         )

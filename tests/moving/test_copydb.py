@@ -507,7 +507,7 @@ def test_a_copy_stopped_while_it_builds_the_indexes_goes_on(
 
     with monkeypatch.context() as stopping:
         stopping.setattr(
-            "agentdb.management.progress.ProgressLine.__call__",
+            "agentdb.management.output.ProgressLine.__call__",
             lambda self, *args: stop(*args),
         )
         with pytest.raises(SystemExit):
@@ -549,7 +549,7 @@ def test_a_resumed_copy_keeps_what_is_there_and_begins_anew_where_the_source_has
 
     with monkeypatch.context() as stopping:
         stopping.setattr(
-            "agentdb.management.progress.ProgressLine.__call__",
+            "agentdb.management.output.ProgressLine.__call__",
             lambda self, *args: stop(*args),
         )
         err = io.StringIO()
@@ -607,7 +607,7 @@ def test_a_resumed_copy_copies_what_came_behind_the_last_row_since(
 
     with monkeypatch.context() as stopping:
         stopping.setattr(
-            "agentdb.management.progress.ProgressLine.__call__",
+            "agentdb.management.output.ProgressLine.__call__",
             lambda self, *args: stop(*args),
         )
         with pytest.raises(SystemExit):

@@ -10,7 +10,7 @@ import pytest
 from django.core.management.base import OutputWrapper
 
 import agentdb
-from agentdb.management.progress import ProgressLine
+from agentdb.management.output import ProgressLine
 from tests.helpers.legacy_databases import manage, opened
 
 
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr("agentdb.management.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("agentdb.management.output.time.monotonic", lambda: now[0])
     monkeypatch.setenv("TERM", "xterm")
     return now
 
