@@ -81,24 +81,22 @@ def _take_url(arguments: list[str]) -> str | None:
     # Not a parser's work: it would have to know every option of every command to tell a command's value from a --url.
     # After "--" all words are the command's, as "agentdb dbshell -- --url x" hands them to psql.
     url = None
-    position = 0
-    while position < len(arguments) and arguments[position] != "--":
-        name, equals, value = arguments[position].partition("=")
+    kept = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            kept += [word, *words]
+            break
+        name, equals, value = word.partition("=")
         if name != "--url":
-            position += 1
+            kept.append(word)
             continue
-        del arguments[position]
-        if not equals:
-            if position == len(arguments):
-                raise InvalidInputError(
-                    "The option --url has no value: agentdb --url URL COMMAND."
-                )
-            value = arguments.pop(position)
-        if not value:
+        url = value if equals else next(words, "")
+        if not url:
             raise InvalidInputError(
-                "The option --url is empty: agentdb --url URL COMMAND. Is a variable not set?"
+                "The option --url has no value: agentdb --url URL COMMAND. Is a variable not set?"
             )
-        url = value
+    arguments[:] = kept
     return url
 
 
@@ -148,20 +146,14 @@ def _check_host_settings(module: str) -> None:
 
     load_settings()
 
-    def is_installed(name: str) -> bool:
+    for name in ("agentdb", *(app_names(None) or ())):
         # A project may name the AppConfig instead: "agentdb.apps.AgentDbConfig".
-        return any(f"{app}.".startswith(f"{name}.") for app in settings.INSTALLED_APPS)
-
-    if not is_installed("agentdb"):
+        if any(f"{app}.".startswith(f"{name}.") for app in settings.INSTALLED_APPS):
+            continue
+        source = "" if name == "agentdb" else f", which {APPS_VARIABLE} names"
         raise InvalidInputError(
-            f"The INSTALLED_APPS of {module!r} lack 'agentdb'. Add it, or unset {SETTINGS_VARIABLE}."
+            f"The INSTALLED_APPS of {module!r} lack {name!r}{source}. Add it, or unset {SETTINGS_VARIABLE}."
         )
-    for name in app_names(None) or ():
-        if not is_installed(name):
-            raise InvalidInputError(
-                f"The INSTALLED_APPS of {module!r} lack {name!r}, which {APPS_VARIABLE} names. Add it, or unset "
-                f"{SETTINGS_VARIABLE} or {APPS_VARIABLE}."
-            )
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -185,12 +177,23 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _look_first(arguments: Sequence[str]) -> None:
+    """Refuse a missing SQLite file, which a command that only reads would create empty, and name the database."""
     command = arguments[0]
-    if command in _NEED_A_DATABASE:
-        _check_file()
-    is_quiet = "--verbosity=0" in arguments
-    if command in ("inspectdb", "showmigrations") and not is_quiet:
-        _name_database()
+    if command not in _NEED_A_DATABASE:
+        return
+    from django.db import connections
+
+    from agentdb.schema.inspection import check_sqlite_file, sqlite_path
+    from agentdb.serving.connections import describe
+
+    connection = connections["default"]
+    path = sqlite_path(connection)
+    # A file that exists is left to the command, whose error says more about a damaged or foreign one.
+    if path is not None and not os.path.isfile(path):
+        check_sqlite_file(path)
+    # Django's own name none.
+    if command in ("inspectdb", "showmigrations") and "--verbosity=0" not in arguments:
+        sys.stderr.write(f"{describe(connection)}.\n")
 
 
 def _execute(arguments: Sequence[str]) -> str:
@@ -217,14 +220,6 @@ def _execute(arguments: Sequence[str]) -> str:
         reason = str(error).strip().partition("\n")[0]
         return f"agentdb {arguments[0]}: the database refused: {reason}"
     return ""
-
-
-def _name_database() -> None:
-    from django.db import connections
-
-    from agentdb.serving.connections import describe
-
-    sys.stderr.write(f"{describe(connections['default'])}.\n")
 
 
 def _complete() -> int:
@@ -276,18 +271,6 @@ def _check_offered(arguments: Sequence[str]) -> None:
                 f"agentdb does not offer Django's {name!r}. 'agentdb help' lists what it offers; in a Django project, "
                 "run manage.py."
             )
-
-
-def _check_file() -> None:
-    """Refuse a missing SQLite file, which a command that only reads would create empty."""
-    from django.db import connections
-
-    from agentdb.schema.inspection import check_sqlite_file, sqlite_path
-
-    # A file that exists is left to the command, whose error says more about a damaged or foreign one.
-    path = sqlite_path(connections["default"])
-    if path is not None and not os.path.isfile(path):
-        check_sqlite_file(path)
 
 
 def _versions() -> str:

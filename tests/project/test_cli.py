@@ -136,8 +136,8 @@ def test_url_option_without_a_value_is_refused(cli):
     finished = cli("migrate", "--url")
 
     assert (finished.returncode, finished.stdout) == (2, "")
-    assert (
-        finished.stderr == "The option --url has no value: agentdb --url URL COMMAND.\n"
+    assert finished.stderr == (
+        "The option --url has no value: agentdb --url URL COMMAND. Is a variable not set?\n"
     )
 
 
