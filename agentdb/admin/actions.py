@@ -322,8 +322,7 @@ class Work:
         if reached:
             rows = rows.filter(pk__gt=reached)
         ids = rows.order_by("pk").values_list("pk", flat=True)
-        most = min(BATCH, allowed)
-        return list(ids[:most])
+        return list(ids[:allowed][:BATCH])
 
     def _act(self, ids: Sequence[str]) -> None:
         """Act on a batch and write the audit log, in one transaction; sets ``error`` if it is rolled back."""
@@ -335,7 +334,7 @@ class Work:
         # After a conflict, run_transaction calls this again, and only what the last call noted was stored.
         def act_and_write(db: Db) -> None:
             nonlocal entry
-            found = list(rows.filter(pk__in=ids))
+            found = list(rows.filter(pk__in=ids).order_by("pk"))
             for id in ids:
                 reasons[id] = self.action.act(db, id, self.asked.sure)
             # Without a reason to skip it, a row was changed.

@@ -24,7 +24,7 @@ from django.utils.translation import gettext
 
 from agentdb.admin.display import name_of, viewable
 from agentdb.admin.filters import ColumnFilter
-from agentdb.admin.links import find_linked
+from agentdb.admin.rows import find_linked
 from agentdb.console.figures import Figure, capped_count
 from agentdb.console.questions import Problem, Unanswered, ask, question
 from agentdb.console.reading import is_unreadable, read

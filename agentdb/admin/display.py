@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
-from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.contrib.admin.utils import quote
@@ -85,18 +85,14 @@ def site_of(request: HttpRequest) -> admin.AdminSite:
 
 def _url(site: admin.AdminSite, name: str, *args: str, **query: str) -> str:
     """Return the address, or '' if the site has no such page, or if it is longer than servers accept."""
-    try:
-        url = reverse(f"{site.name}:{name}", args=args)
-    except NoReverseMatch:  # for example because the site lacks the model
-        return ""
     # Templates pass names that a page may not have; an empty filter means none.
     given = {name: value for name, value in query.items() if value}
-    if given:
-        url = f"{url}?{urlencode(given)}"
     # A page whose link would lead to an error shows the text without a link.
-    if len(url) > LONGEST_URL:
-        return ""
-    return url
+    with suppress(NoReverseMatch):  # for example because the site lacks the model
+        url = reverse(f"{site.name}:{name}", args=args, query=given)
+        if len(url) <= LONGEST_URL:
+            return url
+    return ""
 
 
 def page_url(site: admin.AdminSite, name: str, **query: str) -> str:

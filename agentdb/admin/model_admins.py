@@ -65,7 +65,6 @@ from agentdb.admin.filters import (
     ToFilter,
 )
 from agentdb.admin.guard import WRITE_SECONDS, guard
-from agentdb.admin.links import agent_link, find_linked, other_link
 from agentdb.console.display import masked
 from agentdb.console.questions import Problem
 from agentdb.console.reading import read
@@ -274,7 +273,7 @@ class ReadFirstAdmin(ModelAdmin):
         self,
         lookup: str,
         value: str,
-        request: HttpRequest | None = None,
+        request: HttpRequest | None,
     ) -> bool:
         """Return whether an address may filter by the lookup: only by the parameters of our filters."""
         # Django allows any lookup on a column: one could guess key hashes by prefix, or scan a table.
@@ -297,7 +296,7 @@ class ReadFirstAdmin(ModelAdmin):
         wanted = self.get_queryset(request).filter(pk=object_id)
         found = read(wanted, problems)
         allowed = viewable(self.admin_site, request)
-        find_linked(found, self.alias, allowed, problems)
+        rows.find_linked(found, self.alias, allowed, problems)
         for row in found:
             row.problems = problems
         return next(iter(found), None)
@@ -316,7 +315,7 @@ class ReadFirstAdmin(ModelAdmin):
         gettext_lazy("tenant"),
         lambda site, row: tenant_link(site, row.tenant_id),
     )
-    agent = linked(gettext_lazy("agent"), agent_link)
+    agent = linked(gettext_lazy("agent"), rows.agent_link)
     created = shown("created_at", gettext_lazy("created"))
 
 
@@ -414,7 +413,7 @@ class SessionAdmin(ReadFirstAdmin):
 
     status_badge = shown("status", gettext_lazy("status"), badge)
 
-    sandbox = linked(gettext_lazy("sandbox"), other_link)
+    sandbox = linked(gettext_lazy("sandbox"), rows.other_link)
     runner = linked(
         gettext_lazy("runner"),
         lambda site, row: runner_link(site, row.runner_id),
@@ -462,7 +461,7 @@ class SandboxAdmin(ReadFirstAdmin):
 
     state_badge = shown("state", gettext_lazy("state"), badge)
 
-    session = linked(gettext_lazy("session"), other_link)
+    session = linked(gettext_lazy("session"), rows.other_link)
     workspace = shown("workspace_dir", gettext_lazy("workspace dir"), short_path)
     last_used = shown("last_used_at", gettext_lazy("last used"))
 

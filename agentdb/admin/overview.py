@@ -23,7 +23,7 @@ from agentdb.admin.display import (
     site_of,
     viewable,
 )
-from agentdb.admin.links import find_linked
+from agentdb.admin.rows import find_linked
 from agentdb.console.checks import Finding, Runner, check_of
 from agentdb.console.display import percent
 from agentdb.console.figures import (
@@ -155,11 +155,9 @@ def period_query(begin: datetime, span: timedelta) -> dict[str, str]:
 def _round_up(value: int) -> int:
     """Return the top of a scale, rounded; at least 10, so that one failure does not look like an incident."""
     # 1,386 is below 2,000, and 98 below 100: the labels at the top and in the middle are short numbers.
-    digits = len(str(value))
-    zeros = max(digits - 1, 1)
-    unit: int = 10**zeros
-    units = math.ceil(value / unit)
-    return max(units, 1) * unit
+    zeros = len(str(value)) - 1
+    unit: int = 10 ** (zeros or 1)
+    return math.ceil((value or 1) / unit) * unit
 
 
 def share_bars(
@@ -311,7 +309,7 @@ class _Overview(NamedTuple):
             "sample": f"{NEWEST:,}" if is_sample else "",
             "runners": Answer(found[:TOP], runners.problem),
             "most_live": most_live,
-            "more_runners": max(len(found) - TOP, 0),
+            "more_runners": len(found[TOP:]),
         }
 
 

@@ -25,7 +25,7 @@ from agentdb.admin.display import (
     viewable,
 )
 from agentdb.admin.guard import guard
-from agentdb.admin.links import find_linked
+from agentdb.admin.rows import find_linked
 from agentdb.console.checks import Fleet, check_of
 from agentdb.console.figures import (
     Figure,

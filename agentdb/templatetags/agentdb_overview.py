@@ -35,7 +35,7 @@ from agentdb.admin.display import (
     viewable,
     when,
 )
-from agentdb.admin.links import agent_link
+from agentdb.admin.rows import agent_link
 from agentdb.admin.sharing import shared
 from agentdb.models import Session
 

@@ -8,7 +8,8 @@ import itertools
 import json
 import re
 from datetime import UTC, datetime, timedelta
-from html import unescape
+from functools import partial
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -28,8 +29,9 @@ from agentdb.admin import display as admin_display
 from agentdb.admin.changelist import Order
 from agentdb.console import display, questions
 from agentdb.console.questions import Answer, Problem
+from agentdb.console.reading import Missing, Unreadable
 from agentdb.models import Agent, ApiKey, Sandbox, Session
-from tests.helpers.admin_fixtures import Page, Site, audited, fill
+from tests.helpers.admin_fixtures import Page, Site, audited, fields, fill
 
 LISTS = ("agent", "session", "sandbox", "apikey")
 
@@ -269,17 +271,118 @@ def test_relative_names_the_unit_that_still_tells(seconds: int, text: str):
     assert display.relative(now - timedelta(seconds=seconds), now) == text
 
 
+def _hides(text: str) -> str:
+    return f'<span class="agentdb-mid">{text}</span>'
+
+
+IDS = [
+    # Hiding four characters would gain nothing.
+    ("12345678" + "mid." + "wxyz", "12345678mid.wxyz"),
+    ("12345678" + "mid.." + "wxyz", f"12345678{_hides('mid..')}wxyz"),
+    ("<b>", "&lt;b&gt;"),
+]
+
+
+@pytest.mark.parametrize(("id", "shown"), IDS)
+def test_an_id_shows_both_ends_and_the_whole_on_hover(id: str, shown: str):
+    whole = escape(id)
+    rest = f'class="agentdb-id" title="{whole}" data-copy="{whole}">{shown}'
+
+    assert admin_display.id_link("", id) == f"<span {rest}</span>"
+    assert admin_display.id_link("/a?b", id) == f'<a href="/a?b" {rest}</a>'
+
+
+def test_the_middle_of_a_text_too_long_for_a_page_is_cut_and_not_to_be_copied():
+    id = f"12345678{'m' * 600}wxyz"
+    cut = f"{'m' * 200} … {'m' * 50} (600 characters)"
+    whole = f"12345678{'m' * 192} … {'m' * 46}wxyz (612 characters)"
+
+    assert admin_display.id_link("", id) == (
+        f'<span class="agentdb-id" title="{whole}">12345678{_hides(cut)}wxyz</span>'
+    )
+    assert admin_display.cut("m" * 500) == "m" * 500
+    assert admin_display.cut("m" * 1_501).endswith("m (1,501 characters)")
+
+
+@pytest.mark.parametrize(
+    ("runner", "shown"),
+    [
+        # Short enough to be shown whole, with its domain.
+        ("runner-1.example.o", "runner-1.example.o"),
+        ("runner-1.example.or", f"runner-1{_hides('.example.or')}"),
+        (
+            "12345678middluvwxyz.a.org",
+            f"12345678{_hides('middl')}uvwxyz{_hides('.a.org')}",
+        ),
+    ],
+)
+def test_a_runner_shows_no_domain(runner: str, shown: str):
+    url = f"/admin/agentdb/session/runner/?id={runner}"
+    assert admin_display.runner_link(admin.site, runner) == (
+        f'<a href="{url}" class="agentdb-id" title="{runner}" data-copy="{runner}">{shown}</a>'
+    )
+
+
+def test_a_page_that_is_not_there_or_whose_address_is_too_long_has_none():
+    page_url = partial(admin_display.page_url, admin.site)
+    address = "/admin/agentdb/session/runner/"
+
+    assert page_url("nowhere") == ""
+    assert page_url("runner", id="a b", other="") == f"{address}?id=a+b"
+    assert page_url("runner", id="") == address
+    most = 4_000 - len(f"{address}?id=")
+    assert len(page_url("runner", id="x" * most)) == 4_000
+    assert page_url("runner", id="x" * (most + 1)) == ""
+
+
 def test_a_long_path_shows_its_beginning_and_end():
     short, long = "/srv/a", f"/srv/agents/{'x' * 60}/support-bot"
 
     assert f">{short}<" in admin_display.short_path(short)
-    middle = f'<span class="agentdb-mid">{long[10:-14]}</span>'
-    assert f">{long[:10]}{middle}{long[-14:]}<" in admin_display.short_path(long)
+    assert f">{long[:10]}{_hides(long[10:-14])}{long[-14:]}<" in (
+        admin_display.short_path(long)
+    )
 
 
 def test_the_badge_of_a_newer_servers_status_has_a_neutral_style():
-    assert "agentdb-is-running" in admin_display.badge("running")
-    assert 'agentdb-is-frozen">&quot;frozen' in admin_display.badge('"frozen"')
+    assert admin_display.badge("running") == (
+        '<span class="agentdb-badge agentdb-is-running">running</span>'
+    )
+    assert admin_display.badge('"frozen"') == (
+        '<span class="agentdb-badge agentdb-is-frozen">&quot;frozen&quot;</span>'
+    )
+
+
+def test_what_is_missing_is_red_only_if_something_live_needs_it():
+    missing = (
+        '<span class="agentdb-quiet" title="Nothing with this name is stored.">'
+        '{} <em class="{}">(missing)</em></span>'
+    )
+    id = admin_display.id_link("", "b1")
+
+    assert admin_display.missing("bot") == missing.format("bot", "")
+    assert admin_display.missing("b1", is_id=True, matters=True) == (
+        missing.format(id, "agentdb-wrong")
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "why", "text"),
+    [
+        (Unreadable("infinity"), "This value cannot be read.", "infinity"),
+        (Missing(), "The table lacks this column.", "?"),
+    ],
+)
+def test_what_cannot_be_read_says_why_on_hover(value: Any, why: str, text: str):
+    shown = f'<span class="agentdb-unreadable" title="{why}">{text}</span>'
+
+    for show in (
+        admin_display.badge,
+        admin_display.when,
+        admin_display.exactly,
+        partial(admin_display.link, "/x"),
+    ):
+        assert show(value) == shown
 
 
 FILTERS: list[tuple[str, dict[str, str], list[str]]] = [
@@ -1113,16 +1216,6 @@ def test_deleting_sandboxes_removes_the_chosen_ones_only(site: Site):
     assert "Deleted 5 sandboxes" in answer.text
     assert "b0003 /work/3" in answer.text  # the only pointer to the folder, which stays
     assert LogEntry.objects.count() == 5
-
-
-def fields(page: Page) -> dict[str, Any]:
-    """What the form of a page's question, or of one that goes on, sends."""
-    found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page.html)
-    return {
-        name: unescape(value)
-        for name, value in found
-        if name not in ("csrfmiddlewaretoken", "q")
-    }
 
 
 def test_all_that_match_are_acted_on_after_a_question_with_the_count(

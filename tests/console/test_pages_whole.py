@@ -7,6 +7,7 @@ difference.
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db import connections
 from django.utils import timezone
@@ -23,7 +25,7 @@ from django.utils import timezone
 from agentdb.conf import server_name
 from agentdb.console import report
 from agentdb.models import Agent, Sandbox, Session
-from tests.helpers.admin_fixtures import Page, Site, fill
+from tests.helpers.admin_fixtures import Page, Site, fields, fill
 from tests.helpers.stored_output import sections
 
 PAGES = Path(__file__).with_name("pages.txt")
@@ -77,6 +79,23 @@ ADDRESSES = (
     ),
     "agentdb/session/groups/?table=sandbox&by=state&runner_id=runner-1",
     "agentdb/session/groups/?table=sandbox&by=state&from=5m",
+    "agentdb/session/?sort=last_active_at&tenant_id=t0",
+    "agentdb/session/?sort=-last_active_at&age=1h&runner_id=runner-1",
+    "agentdb/session/?sort=age&status=ended",
+    "agentdb/session/?sandbox_id=b0001",
+    "agentdb/session/?active=over30m",
+    "agentdb/session/?active=1y",
+    "agentdb/session/?check=agent-missing",
+    "agentdb/session/?check=sandbox-alone",
+    "agentdb/session/?after=2026-03-14T14:00:00%2B00:00,x&status=active",
+    "agentdb/session/?after=soon&status=starting",
+    "agentdb/sandbox/?session_id=s0001",
+    "agentdb/sandbox/?check=sandbox-alone",
+    "agentdb/agent/?sort=updated_at&tenant_id=t1",
+    "agentdb/apikey/?age=5m",
+    "agentdb/apikey/add/",
+    "agentdb/session/undo/",
+    "agentdb/session/attention/?check=agent-missing",
 )
 
 SEARCHES = ("s0003", "S0003", "agent-1", "t1", "runner-1", "b00", "key 1", "nothing")
@@ -85,6 +104,12 @@ ACTIONS = (
     ("agentdb/session/", "pause_sessions", ["s0000", "s0001", "s0003", "no"]),
     ("agentdb/sandbox/", "mark_cold", ["b0002", "b0003", "b0005", "no"]),
     ("agentdb/apikey/", "revoke_keys", ["k0000", "k0001"]),
+)
+# The answers to what all that match a filter were asked, of which each response does two.
+OF_ALL = (
+    ("agentdb/session/?tenant_id=t2", "pause_sessions"),
+    ("agentdb/sandbox/?tenant_id=t2", "delete_sandboxes"),
+    ("agentdb/sandbox/?tenant_id=t1&state=cold", "mark_cold"),
 )
 EXPORTS = (
     "agentdb/session/export/json/?status=active",
@@ -133,7 +158,11 @@ class _Shown(HTMLParser):
             # Django 6.1's querystring tag writes "?" for a link without parameters, 5.2's nothing.
             self._links.append(has.get("href", "").removesuffix("?"))
         elif tag in ("input", "select", "textarea", "button", "option"):
-            named = [has[each] for each in ("name", "value") if each in has]
+            named = [
+                " ".join(has[each].splitlines())
+                for each in ("name", "value")
+                if each in has
+            ]
             flags = [
                 each for each in ("checked", "selected", "disabled") if each in has
             ]
@@ -168,6 +197,21 @@ def _shown(site: Site, response: Any) -> list[str]:
     return [f"{response.status_code}", *ended, *lines]
 
 
+def _done_to_all(site: Site) -> Iterator[tuple[str, list[str]]]:
+    """Each step of an action on all rows that match, the undoing of a pause, and what the audit log has of it."""
+    for path, action in OF_ALL:
+        page = site.act(path, action, ["b0002"], index="0", select_across="1")
+        for step in itertools.count():
+            yield f"all {path} {action} {step}", _shown(site, page.response)
+            if "confirmed" not in fields(page):
+                break
+            page = site.post(path, **fields(page))
+    page = site.post("agentdb/session/runner/?id=dead")
+    yield "pause dead", _shown(site, page.response)
+    page = site.post("agentdb/session/undo/", **fields(page))
+    yield "resume", _shown(site, page.response)
+
+
 def _all_pages(site: Site) -> Iterator[tuple[str, list[str]]]:
     for address in (*ADDRESSES, *EXPORTS):
         yield address, _shown(site, site.client.get(f"/admin/{address}", follow=True))
@@ -188,6 +232,9 @@ def _all_pages(site: Site) -> Iterator[tuple[str, list[str]]]:
     for address in OF_A_VIEWER:
         shown = _shown(site, site.client.get(f"/admin/{address}", follow=True))
         yield f"viewer {address}", shown
+    for path, action, ids in ACTIONS[:1]:
+        refused = site.act(path, action, ids)
+        yield f"viewer {path} {action}", _shown(site, refused.response)
 
 
 def _damage(site: Site) -> None:
@@ -214,6 +261,7 @@ def _plain(site: Site, line: str) -> str:
     connection = connections[site.alias]
     line = re.sub(rf"{connection.display_name} [\d.]+", "ENGINE", line)
     line = re.sub(r"^agentdb( \d.*)?$", "VERSION", line)
+    line = re.sub(r"once [0-9a-f]{16}$", "once RANDOM", line)
     name = str(connection.settings_dict["NAME"])
     place = (
         [repr(name), name]
@@ -230,8 +278,12 @@ def _stored() -> dict[str, list[str]]:
 
 
 def test_each_page_says_what_it_has_always_said(
-    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+    site: Site,
+    superuser: User,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="agentdb.audit")
     monkeypatch.setattr(timezone, "now", lambda: NOW)
     site.log_in(superuser)
     fill(site.alias, 12, tenants=3)
@@ -254,6 +306,19 @@ def test_each_page_says_what_it_has_always_said(
     )  # fmt: skip
 
     pages = dict(_all_pages(site))
+    site.log_in(superuser)
+    monkeypatch.setattr("agentdb.admin.actions.BATCH", 2)
+    monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", -1)
+    pages |= _done_to_all(site)
+    pages["audit log"] = [
+        f"{each.levelname} {re.sub(r'T[0-9:.]+', 'T', each.message)}"
+        for each in caplog.records
+        if each.name == "agentdb.audit"
+    ]
+    pages["history"] = [
+        f"{each.action_flag} {each.object_repr} ({each.object_id}) {each.change_message}"
+        for each in LogEntry.objects.order_by("pk")
+    ]
 
     if "AGENTDB_WRITE_PAGES" in os.environ:
         PAGES.write_text(

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,16 @@ class Page:
     @property
     def messages(self) -> list[str]:
         return [str(message) for message in self.response.context["messages"]]
+
+
+def fields(page: Page) -> dict[str, Any]:
+    """What the form of a page's question, or of one that goes on, sends."""
+    found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page.html)
+    return {
+        name: unescape(value)
+        for name, value in found
+        if name not in ("csrfmiddlewaretoken", "q")
+    }
 
 
 class _Parser(HTMLParser):
