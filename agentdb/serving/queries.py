@@ -72,6 +72,18 @@ def _not_before(column: str, p: Parameters) -> Greatest:
     return Greatest(F(column), p.now())
 
 
+def _in_order(p: Parameters, rows: Any) -> Any:
+    """Match the rows, for an update or delete of many; PostgreSQL locks them in the order of their ids.
+
+    Every statement that waits for locks of several rows must, or two of them may wait for each other.
+    """
+    if p.vendor != "postgresql":
+        return rows
+    ids = rows.values("id")
+    in_order = LockedInOrder(ids.order_by(CodePointOrder("id")))
+    return p.rows(rows.model).filter(OneOfRows("id", in_order))
+
+
 @dataclass(frozen=True)
 class Touch:
     """The queries of a touch: find the rows that are due, update them, and update them without waiting for the disk."""
@@ -125,13 +137,13 @@ def touch(
 
     def due(p: Parameters) -> Any:
         found = rows(p).filter(is_due(p))
-        if not many or p.vendor != "postgresql":
+        if not many:
             return found
-        ids = found.values("id")
-        in_order = ids.order_by(CodePointOrder("id"))
-        # UPDATE itself can neither skip a locked row nor choose the order of its locks; SELECT FOR UPDATE can.
-        locked = Locked(ids) if skip_locked else LockedInOrder(in_order)
-        return p.rows(model).filter(OneOfRows("id", locked))
+        if not skip_locked or p.vendor != "postgresql":
+            return _in_order(p, found)
+        # UPDATE itself cannot skip a locked row; SELECT FOR UPDATE can.
+        free = Locked(found.values("id"))
+        return p.rows(model).filter(OneOfRows("id", free))
 
     def due_unsynced(p: Parameters) -> Any:
         # A condition that is always true, and switches the sync off.
@@ -173,7 +185,7 @@ DELETE_AGENT = Delete(
     lambda p: p.tenant(Agent).filter(name=p.text("name")),
 )
 DELETE_SESSIONS_OF_AGENT = Delete(
-    lambda p: p.tenant(Session).filter(agent_name=p.text("name")),
+    lambda p: _in_order(p, p.tenant(Session).filter(agent_name=p.text("name"))),
 )
 
 # -- sessions
@@ -399,12 +411,15 @@ def _pause(p: Parameters) -> dict[str, object]:
 
 
 PAUSE_SESSIONS = Update(
-    lambda p: p.rows(Session).live(),
+    lambda p: _in_order(p, p.rows(Session).live()),
     _pause,
     bulk=True,
 )
 PAUSE_SESSIONS_BY_RUNNER = Update(
-    lambda p: p.rows(Session).of_runner(p.text("runner_id")).live(),
+    lambda p: _in_order(
+        p,
+        p.rows(Session).of_runner(p.text("runner_id")).live(),
+    ),
     _pause,
     bulk=True,
 )
@@ -418,7 +433,7 @@ def _finished(p: Parameters) -> Any:
     # A DELETE takes no limit of its own, so a subquery finds the rows.
     ids = in_order.values("id")[: p.limit("limit")]
     # Repeats the conditions: PostgreSQL rechecks them for a row that has changed meanwhile.
-    return finished.filter(id__in=ids)
+    return _in_order(p, finished.filter(id__in=ids))
 
 
 # An index in this order would need last_active_at, and PostgreSQL would then update every index at every touch of a
@@ -426,10 +441,13 @@ def _finished(p: Parameters) -> Any:
 PRUNE_SESSIONS = Delete(_finished, returning=True)
 # A range instead of an equality, so that SQLite begins with the few sessions, not with the many cold sandboxes.
 PRUNE_SANDBOXES = Delete(
-    lambda p: p.rows(Sandbox).filter(
-        OneOfTexts("session_id", p.text("session_ids")),
-        state__gte=SandboxState.COLD.value,
-        state__lte=SandboxState.COLD.value,
+    lambda p: _in_order(
+        p,
+        p.rows(Sandbox).filter(
+            OneOfTexts("session_id", p.text("session_ids")),
+            state__gte=SandboxState.COLD.value,
+            state__lte=SandboxState.COLD.value,
+        ),
     )
 )
 
@@ -608,14 +626,17 @@ DELETE_SANDBOX = Delete(
 )
 # "Not equal" would read the whole table; "less or greater" reads two ranges of the index.
 MARK_ALL_SANDBOXES_COLD = Update(
-    lambda p: p.rows(Sandbox).filter(
-        Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value),
+    lambda p: _in_order(
+        p,
+        p.rows(Sandbox).filter(
+            Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value),
+        ),
     ),
     _to_cold,
     bulk=True,
 )
 MARK_SANDBOXES_COLD_BY_RUNNER = Update(
-    lambda p: _on_runner(p).exclude(state=SandboxState.COLD.value),
+    lambda p: _in_order(p, _on_runner(p).exclude(state=SandboxState.COLD.value)),
     _to_cold,
     bulk=True,
 )

@@ -8,18 +8,21 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+import psycopg
 import pytest
 
 import agentdb
 from agentdb import Db, DjangoDb
 from tests.helpers.factories import execute, instant, make_sandbox, make_session
+from tests.helpers.moments import wait_until
 
 PROCESSES, THREADS, ROWS = 4, 4, 60
 SESSIONS = [f"s{number}" for number in range(ROWS)]
+SOMEBODY_WAITS = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 Won = list[tuple[str, str]]  # what was claimed, and by whom
 
@@ -138,11 +141,7 @@ def test_a_claim_that_waited_for_another_finds_the_other_runner(
         def claim(inside: Db) -> object:
             claimed = inside.claim_session("s1", "r1")
             late.append(pool.submit(db.claim_session, "s1", "r2"))
-            while not execute(
-                url,
-                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
-            ):
-                pass
+            wait_until(lambda: execute(url, SOMEBODY_WAITS))
             return claimed
 
         late: list[Any] = []
@@ -169,6 +168,77 @@ def test_a_claim_passes_over_a_warm_sandbox_that_another_is_taking(
             ]
 
         assert [sandbox.id for sandbox in db.run_transaction(claim)] == ["sb1", "sb2"]
+
+
+def _prune(db: DjangoDb) -> int:
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    return db.prune_sessions(soon, 3)
+
+
+# Each changes all rows of the table, and waits for the lock of each.
+LOCKING: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
+    "touch_sessions": ("sessions", lambda db: db.touch_sessions(["3", "2", "1"])),
+    "bulk_pause_sessions_by_runner": (
+        "sessions",
+        lambda db: db.bulk_pause_sessions_by_runner("r1"),
+    ),
+    "bulk_pause_active_sessions": (
+        "sessions",
+        lambda db: db.bulk_pause_active_sessions(),
+    ),
+    "delete_agent": ("sessions", lambda db: db.delete_agent("a")),
+    "touch_sandboxes": ("sandboxes", lambda db: db.touch_sandboxes(["3", "2", "1"])),
+    "mark_sandboxes_cold_by_runner": (
+        "sandboxes",
+        lambda db: db.mark_sandboxes_cold_by_runner("r1"),
+    ),
+    "mark_all_sandboxes_cold": ("sandboxes", lambda db: db.mark_all_sandboxes_cold()),
+    "prune_sessions": ("sessions", _prune),
+    "prune_sessions, their sandboxes": ("sandboxes", _prune),
+}
+
+
+def _store_three(url: str, status: str, state: str) -> None:
+    """Store three sessions, each with a sandbox, in the order opposite to that of their ids."""
+    for number in (3, 2, 1):
+        execute(
+            url,
+            "INSERT INTO sessions (id, agent_name, sandbox_id, status, runner_id) VALUES (?, 'a', 'x', ?, 'r1')",
+            str(number),
+            status,
+        )
+        execute(
+            url,
+            "INSERT INTO sandboxes (id, agent_name, session_id, state, workspace_dir) VALUES (?, 'a', ?, ?, '/')",
+            str(number),
+            str(number),
+            state,
+        )
+
+
+@pytest.mark.parametrize("method", LOCKING)
+def test_a_change_of_many_rows_waits_for_them_in_the_order_of_their_ids(
+    method, make_postgres_database, _migrated_postgres
+) -> None:
+    """Otherwise two such calls may wait for each other, a second long, until PostgreSQL notices the deadlock."""
+    url = make_postgres_database(template=_migrated_postgres)
+    if method.startswith("prune_sessions"):
+        _store_three(url, "ended", "cold")
+    else:
+        _store_three(url, "active", "warm")
+    table, call = LOCKING[method]
+    with (
+        agentdb.connect(url) as db,
+        psycopg.connect(url) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        other.execute(f"SELECT 1 FROM {table} WHERE id = '1' FOR UPDATE".encode())
+        waiting = pool.submit(call, db)
+        wait_until(lambda: waiting.done() or execute(url, SOMEBODY_WAITS))
+        # Raises if the call, which waits for the first row, has locked another.
+        other.execute(f"SELECT 1 FROM {table} FOR UPDATE NOWAIT".encode())
+        other.rollback()
+        waiting.result(60)
 
 
 def test_heartbeats_of_the_same_sessions_in_any_order_do_not_wait_for_each_other_in_a_circle(

@@ -158,7 +158,7 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
     "upsert_agent": (POINT, lambda db: db.upsert_agent("agent 7", "/new", "large")),
     "get_agent": (POINT, lambda db: db.get_agent("agent 7", "large")),
     "list_agents": (SORTED, lambda db: db.list_agents("small")),
-    "delete_agent": (POINT, lambda db: db.delete_agent("rare", "large")),
+    "delete_agent": (SORTED, lambda db: db.delete_agent("rare", "large")),
     "insert_session": (
         POINT,
         lambda db: db.insert_session("new", "agent 7", "sb", "large"),
@@ -289,7 +289,7 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
         lambda db: db.claim_warm_sandbox("pool", "s7", "large"),
     ),
     "mark_sandboxes_cold_by_runner": (
-        POINT,
+        SORTED,
         lambda db: db.mark_sandboxes_cold_by_runner("r1"),
     ),
     "get_best_eviction_candidate": (FEW, lambda db: db.get_best_eviction_candidate()),
@@ -306,10 +306,10 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
     "get_cold_sandboxes": (FEW, lambda db: db.get_cold_sandboxes(_SOON)),
     "delete_sandbox": (POINT, lambda db: db.delete_sandbox("sb7")),
     "bulk_pause_sessions_by_runner": (
-        POINT,
+        SORTED,
         lambda db: db.bulk_pause_sessions_by_runner("r1"),
     ),
-    "bulk_pause_active_sessions": (POINT, lambda db: db.bulk_pause_active_sessions()),
+    "bulk_pause_active_sessions": (SORTED, lambda db: db.bulk_pause_active_sessions()),
     "get_api_key_by_hash": (POINT, lambda db: db.get_api_key_by_hash("hash 7")),
     "get_api_key_by_hash, several": (
         POINT,
