@@ -137,7 +137,7 @@ class NativeTimestamps(Operation):
         # In this order: no row appears after the check, and nothing is changed before all tables have passed it.
         _lock(schema_editor, models_)
         contents = {each.table: each for each in read_usable_values(connection)}
-        # Texts without an offset are UTC, whatever zone the role or the database has.
+        # Texts without an offset are UTC, also in a project that migrates with Django's own command and a TIME_ZONE.
         if connection.vendor == "postgresql":
             schema_editor.execute("SET LOCAL TimeZone = 'UTC'", None)
         for model in models_:

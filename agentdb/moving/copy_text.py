@@ -198,9 +198,10 @@ def _send(
             chain.from_iterable(map(rows_of, chunks)),
         )
         return
-    with connection.cursor() as cursor:
-        # The texts of instants that are sent have no offset.
-        cursor.execute("SET LOCAL TimeZone = 'UTC'")
-        with cursor.copy(f"COPY {into} FROM STDIN") as copying:
-            for chunk in chunks:
-                copying.write(chunk)
+    # The texts of instants that are sent have no offset: Django's sessions are in UTC, or were refused.
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(f"COPY {into} FROM STDIN") as copying,
+    ):
+        for chunk in chunks:
+            copying.write(chunk)

@@ -52,6 +52,13 @@ def test_what_is_copied_already_is_verified(
         == "Nothing to do: every row of the source is in the target, verified.\n"
     )
 
+    with opened(target) as connection:
+        rows(connection, "DROP INDEX idx_agents_tenant")
+    with pytest.raises(
+        CommandError, match="Index idx_agents_tenant on agents .tenant_id. is missing"
+    ):
+        call_command("copydb", url, target)
+
 
 @pytest.mark.parametrize("engine", ["sqlite"])
 def test_a_backup_of_missing_tables_is_refused(

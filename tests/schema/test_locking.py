@@ -227,6 +227,34 @@ def test_the_lock_needs_no_second_connection_of_a_hosts_pool(
             connection.close_pool()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_without_a_second_connection_the_lock_is_the_sessions_and_is_given_back(
+    empty_url: str, engine: str, is_taken: bool, monkeypatch: pytest.MonkeyPatch
+):
+    waits: list[str] = []
+    with (
+        opened(empty_url) as connection,
+        psycopg.connect(empty_url, autocommit=True) as other,
+    ):
+        second = connection.copy()
+        second.settings_dict["NAME"] = "agentdb_no_such_database"
+        monkeypatch.setattr(connection, "copy", lambda: second)
+        if is_taken:  # as a process of another version would, which knows this number
+            key = int.from_bytes(b"agentdb", "big")
+            other.execute("SELECT pg_advisory_lock(%s)", [key])
+
+        def waiting() -> None:
+            waits.append("waiting")
+            other.execute("SELECT pg_advisory_unlock_all()")
+
+        with migration_lock(connection, waiting):
+            held = other.execute(ADVISORY_LOCKS).fetchone()
+        left = other.execute(ADVISORY_LOCKS).fetchone()
+
+    assert (waits, held, left) == (["waiting"] * is_taken, (1,), (0,))
+
+
 def test_a_database_in_memory_needs_no_lock():
     with opened("sqlite://:memory:") as connection, migration_lock(connection):
         assert rows(connection, "SELECT 1") == [(1,)]

@@ -18,6 +18,7 @@ from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.operations.base import Operation
 
 import agentdb
@@ -237,6 +238,22 @@ def test_rows_of_all_formats_are_ordered_and_compared_by_their_instants(
                     canonical.fullmatch(text) and not text.endswith(".000000")
                     for text in row
                 )
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_text_without_an_offset_is_utc_in_a_project_with_another_zone(
+    empty_url: str, engine: str
+):
+    with opened(empty_url) as connection:
+        connection.settings_dict["TIME_ZONE"] = "America/New_York"
+        MigrationExecutor(connection).migrate([("agentdb", "0001_initial")])
+        text = "2026-02-19 20:53:16"
+        insert_session(connection, "s", text, text)
+
+        MigrationExecutor(connection).migrate([("agentdb", "0002_native_timestamps")])
+
+        stored = "SELECT (created_at AT TIME ZONE 'UTC')::text FROM sessions"
+        assert rows(connection, stored) == [(text,)]
 
 
 def test_a_row_written_through_the_models_compares_with_converted_ones(empty_url: str):

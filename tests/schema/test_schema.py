@@ -502,6 +502,7 @@ def test_upper_case_names_are_the_same_names_to_sqlite(database):
 
 SPELLINGS = {
     "quotes": ("'default'", '"default"'),
+    "a quote": ("'it''s'", '"it\'s"'),
     "parentheses": ("'default'", "('default')"),
     "null": (None, "NULL"),
     "white space": ("datetime('now')", "( datetime ( 'now' ) ) -- UTC"),

@@ -294,6 +294,7 @@ def test_a_definition_loses_the_checks_that_name_a_column_and_nothing_else(
         ("(a + b)::text", "(a + b)::text"),
         ('"order"', "order"),
         ('"A b"', '"A b"'),
+        ('"A ""b"""', '"A ""b"""'),
     ],
 )  # fmt: skip
 def test_each_expression_has_one_form(sql: str, form: str):
