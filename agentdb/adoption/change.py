@@ -119,11 +119,10 @@ class Change:
 
     def _record(self) -> None:
         recorder = MigrationRecorder(self.connection)
-        recorder.ensure_schema()
-        self._hand_over()
         for name in migration_names():
             if name not in self.findings.shape.recorded:
                 recorder.record_applied(APP, name)
+        self._hand_over()
         # Last, because event triggers have changed by now whatever they change, the new django_migrations included.
         self._verify_schema()
 
@@ -300,7 +299,7 @@ def _hand_over(
     if not made:
         return
     names = [quote_name(name) for name in old]
-    right = "SET" if connection.pg_version >= 160000 else "MEMBER"  # type: ignore[attr-defined]
+    right = "SET" if connection.features.is_postgresql_16 else "MEMBER"  # type: ignore[attr-defined]
     owners = rows(connection, _OWNERS, [right, names])
     rights = rows(connection, _RIGHTS, [names])
     for name in made:

@@ -353,14 +353,14 @@ class _CockroachDb(Step):
                 name = quote_name(column.name)
                 yield from self._fill(name, expression, f"{name} IS NULL")
             else:
-                yield from self._replace(column, expression)
+                yield from self._exchange(column, expression)
         # The step after the rename drops the old column; if a kill comes between, the next run does, because the
         # table still shows it.
         for column in self.wanted.columns:
             if self.live.column(STALE + column.name) is not None:
                 yield from self._drop_stale(STALE + column.name)
 
-    def _replace(self, wanted: Column, expression: str) -> Iterator[str]:
+    def _exchange(self, wanted: Column, expression: str) -> Iterator[str]:
         fresh, name = quote_name(FRESH + wanted.name), quote_name(wanted.name)
         filling = self.live.column(FRESH + wanted.name)
         if filling is None:

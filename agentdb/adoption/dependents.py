@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import starmap
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import DatabaseError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -28,8 +27,7 @@ from agentdb.wording import capitalized
 DROP_FIRST = "Drop it, run the command again, and recreate it."
 
 
-@dataclass(frozen=True, slots=True)
-class _Grant:
+class _Grant(NamedTuple):
     grantor: str
     grantee: str
     privilege: str
@@ -37,15 +35,13 @@ class _Grant:
     may_grant: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
+class _View(NamedTuple):
     name: str  # as SQL spells it
     owner: str | None  # None: the role that creates it
     grants: frozenset[_Grant]
 
 
-@dataclass(frozen=True, slots=True)
-class Dependent:
+class Dependent(NamedTuple):
     """A view, rule, trigger or policy, as statements."""
 
     title: str  # View 'own'
@@ -54,8 +50,7 @@ class Dependent:
     view: _View | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Dependents:
+class Dependents(NamedTuple):
     """In the order in which they are recreated; they go in the opposite one."""
 
     found: tuple[Dependent, ...] = ()
@@ -284,7 +279,7 @@ def read_dependents(
         found.append(Dependent(title, dropping, statements, view))
     found += starmap(Dependent, of(_ATTACHED))
     # Being a member of a role without the right to SET ROLE is possible from PostgreSQL 16 on.
-    right = "SET" if connection.pg_version >= 160000 else "MEMBER"  # type: ignore[attr-defined]
+    right = "SET" if connection.features.is_postgresql_16 else "MEMBER"  # type: ignore[attr-defined]
     obstacles = [
         *of_tables,
         *starmap(_reader, of(_OBSTACLES)),

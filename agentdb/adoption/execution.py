@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -44,32 +44,27 @@ from agentdb.schema.migration_lock import (
 )
 from agentdb.schema.queries import lifted_limits, quote_name, rows, run
 
-_CACHE_KIB = 32 * 1024
+_LARGE_CACHE = "PRAGMA cache_size = -32768"  # KiB
 _WAITING = "Another process is changing the schema; waiting for it."
 
 Found = Callable[[Findings, Plan], None]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The result of an adoption; if ``plan`` has no work, nothing was done."""
 
     findings: Findings
     plan: Plan
     backup: Path | None = None
-    checksums: Mapping[str, int] = field(default_factory=dict)
-
-
-def _ignore(findings: Findings, plan: Plan) -> None:
-    """Nobody asked for the decision before it is carried out."""
+    checksums: Mapping[str, int] = {}
 
 
 def look(
     alias: str,
-    progress: Progress = SILENT,
-    found: Found = _ignore,
+    progress: Progress,
+    found: Found,
     *,
-    backup: bool = True,
+    backup: bool,
 ) -> Outcome:
     """Return what adopting the database would do, and change nothing. ``found`` gets the decision first.
 
@@ -77,7 +72,7 @@ def look(
     the schema changes are tried on a copy in memory. On CockroachDB, which can do neither, the schema is only read.
     """
     if connections[alias].vendor == "postgresql":
-        return adopt(alias, progress, found, keep=False)
+        return adopt(alias, progress, found, backup=backup, keep=False)
     return unless_changed(partial(_look, alias, progress, found, backup=backup))
 
 
@@ -116,10 +111,10 @@ def _lock(
 
 def adopt(
     alias: str,
-    progress: Progress = SILENT,
-    found: Found = _ignore,
+    progress: Progress,
+    found: Found,
     *,
-    backup: bool = True,
+    backup: bool,
     keep: bool = True,
 ) -> Outcome:
     """Adopt the database of ``alias``, all or nothing; on CockroachDB in steps, which another run continues.
@@ -210,7 +205,7 @@ def _one_connection(connection: BaseDatabaseWrapper) -> Iterator[None]:
             **before,
             # Ids are random, so each row's place in the new key is on another page; the default 2 MiB cache few of
             # them.
-            "init_command": ";".join([*kept, f"PRAGMA cache_size = -{_CACHE_KIB}"]),
+            "init_command": ";".join([*kept, _LARGE_CACHE]),
             # The write lock now: a deferred transaction takes it at its first write, and fails there if another
             # program wrote after its first read.
             "transaction_mode": "IMMEDIATE",
@@ -261,7 +256,7 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
         # broken, they were so before.
         connection.check_constraints = lambda *args, **kwargs: None  # type: ignore[method-assign]
     try:
-        with transaction.atomic(using=connection.alias, durable=True):
+        with transaction.atomic(using=connection.alias):
             yield
     finally:
         vars(connection).pop("check_constraints", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -60,10 +61,10 @@ OLD_COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 
 SHOWN_ROWS = 20
+_BATCH = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class UnusableValue:
+class UnusableValue(NamedTuple):
     """A value that cannot be converted. ``row`` is the id, the agent's name without an id, or ``rowid N``."""
 
     table: str
@@ -77,7 +78,7 @@ class UnusableValue:
         return f"table {self.table!r}, {self.row}, column {self.column!r}: {value} {self.reason}"
 
 
-@dataclass(slots=True)
+@dataclass
 class UnusableValues:
     """How many there are, and the first 20."""
 
@@ -120,8 +121,7 @@ class UnusableValuesError(SchemaMismatchError):
         )
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(NamedTuple):
     """Why a database cannot be adopted as it is: a sentence, and the rows that it is about."""
 
     message: str
@@ -187,7 +187,7 @@ def too_wide(value: int) -> str | None:
 def not_castable(connection: BaseDatabaseWrapper, column: str) -> str:
     """Return an SQL condition: PostgreSQL's cast may not read the column's text as agentdb does."""
     no_match = f"\"{column}\" !~ '{POSTGRES_CASTABLE}'"
-    if connection.connection.info.server_version < 160000:
+    if not connection.features.is_postgresql_16:  # type: ignore[attr-defined]
         return no_match
     # The server's own format comes back unchanged, which takes a third of the time of a pattern.
     back = f"""to_char("{column}"::timestamptz AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
@@ -230,7 +230,7 @@ def read_instants(
         connection.connection.cursor(name="agentdb_not_castable") as found,
     ):
         found.execute(f'SELECT {selected} FROM "{table}" WHERE {doubtful}')
-        while batch := found.fetchmany(1000):
+        while batch := found.fetchmany(_BATCH):
             cursor.executemany(
                 "INSERT INTO pg_temp.agentdb_instants VALUES (%s, %s::timestamptz) ON CONFLICT DO NOTHING",
                 [(text, str(parse_timestamp(text))) for row in batch for text in row],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -20,7 +20,7 @@ from agentdb.adoption.shapes import (
     key_of,
     recognise,
 )
-from agentdb.adoption.steps import changes
+from agentdb.adoption.steps import changes, is_obsolete_key
 from agentdb.adoption.values import (
     TableContent,
     duplicates,
@@ -48,8 +48,7 @@ _KEYS = (
 _KEY_COLUMNS = {(table, frozenset(columns)) for table, columns in _KEYS}
 
 
-@dataclass(frozen=True)
-class Findings:
+class Findings(NamedTuple):
     """Everything on which the decision depends."""
 
     engine: str
@@ -59,11 +58,11 @@ class Findings:
     shape: Shape
     wanted: Mapping[str, Table]  # what the models say
     contents: Mapping[str, TableContent]  # by the table's final name
-    other_rows: Mapping[str, int] = field(default_factory=dict)
-    duplicates: tuple[UnusableValues, ...] = ()
-    obstacles: tuple[str, ...] = ()
-    misspelt: tuple[Misspelt, ...] = ()
-    is_file: bool = False
+    other_rows: Mapping[str, int]
+    duplicates: tuple[UnusableValues, ...]
+    obstacles: tuple[str, ...]
+    misspelt: tuple[Misspelt, ...]
+    is_file: bool
 
     @property
     def is_to_conform(self) -> bool:
@@ -76,8 +75,7 @@ class Findings:
         return self.engine == "cockroachdb"
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What to do, as data and as sentences."""
 
     actions: tuple[str, ...] = ()
@@ -467,7 +465,7 @@ def _conforming_columns(
 
 def _conforming_constraints(name: str, table: Table) -> Iterator[str]:
     for key in table.foreign_keys:
-        if set(key.columns) <= OLD_COLUMNS[name].keys():
+        if is_obsolete_key(key, OLD_COLUMNS[name]):
             called = f" {key.name}" if key.name else ""
             yield f"Drop the foreign key{called} of {name} to {key.target_table}."
     for check in table.checks:

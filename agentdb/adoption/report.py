@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -117,7 +116,7 @@ def describe_outcome(outcome: Outcome) -> list[str]:
     return lines
 
 
-def as_json(outcome: Outcome, *, checked: bool = False) -> dict[str, Any]:
+def as_json(outcome: Outcome, *, checked: bool) -> dict[str, Any]:
     """Return the report as a JSON object, which docs/adoption.md describes."""
     findings, plan = outcome.findings, outcome.plan
     if plan.refusals:
@@ -150,7 +149,10 @@ def as_json(outcome: Outcome, *, checked: bool = False) -> dict[str, Any]:
         "other_tables": dict(findings.other_rows),
         "notes": list(plan.notes),
         "actions": list(plan.actions),
-        "refusals": [asdict(refusal) for refusal in plan.refusals],
+        "refusals": [
+            {**refusal._asdict(), "rows": [row._asdict() for row in refusal.rows]}
+            for refusal in plan.refusals
+        ],
         "backup": None if outcome.backup is None else str(outcome.backup),
     }
 

@@ -23,6 +23,7 @@ from agentdb.wording import uncapitalized
 Pages = Callable[[int, int], None]  # done, total
 
 _PAGES_PER_STEP = 4096
+_TIMEOUT_SECONDS = 30.0  # of a writer that has the file locked
 # Suffixes of files that SQLite treats as part of the database file.
 _COMPANIONS = ("-journal", "-wal", "-shm")
 _WITHOUT_BACKUP = "back the file up elsewhere and use --no-backup"
@@ -34,7 +35,6 @@ def back_up(
     source: Path,
     progress: Pages = lambda done, total: None,
     *,
-    timeout_seconds: float = 30.0,
     target: Path | None = None,
 ) -> Path:
     """Copy the database to ``target``, or else beside itself, readable only by the owner; return the copy's path.
@@ -58,7 +58,7 @@ def back_up(
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
             try:
-                _copy(source, partial, progress, timeout_seconds)
+                _copy(source, partial, progress)
                 damage = _damage(partial)
             except sqlite3.Error as error:
                 raise _cannot_copy(source, target, error, advice) from error
@@ -70,8 +70,7 @@ def back_up(
             _put_in_place(partial, target)
             _flush(target.parent)
         except BaseException:
-            with suppress(OSError):
-                partial.unlink()
+            partial.unlink(missing_ok=True)
             raise
     return target
 
@@ -81,12 +80,7 @@ def back_up_first(connection: BaseDatabaseWrapper, progress: Progress) -> Path |
     if (path := sqlite_path(connection)) is None:
         return None
     progress.say("Backing up.")
-    timeout = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0))
-    return back_up(
-        path,
-        lambda done, total: progress("backup", done, total),
-        timeout_seconds=timeout,
-    )
+    return back_up(path, lambda done, total: progress("backup", done, total))
 
 
 @contextmanager
@@ -152,36 +146,34 @@ def _is_there(target: Path) -> str:
     return f"The file {str(target)!r} already exists and is not overwritten. Name another one."
 
 
-def _copy(source: Path, partial: Path, progress: Pages, timeout_seconds: float) -> None:
+def _copy(source: Path, partial: Path, progress: Pages) -> None:
     with (
-        closing(_open(source, "rw", timeout_seconds)) as reading,
-        closing(_open(partial, "rw", timeout_seconds)) as writing,
+        closing(_open(source, "rw")) as reading,
+        closing(_open(partial, "rw")) as writing,
     ):
         # Without this the copy would start again whenever another process writes.
         reading.execute("BEGIN")
         reading.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        writing.execute("PRAGMA synchronous=OFF")
         reading.backup(
             writing,
             pages=_PAGES_PER_STEP,
             progress=lambda _, left, total: progress(total - left, total),
-            sleep=0.05,
         )
         # The journal mode is copied too; a backup in WAL mode could not be opened on a read-only medium.
         writing.execute("PRAGMA journal_mode=DELETE").fetchone()
 
 
-def _open(path: Path, mode: str, timeout_seconds: float) -> sqlite3.Connection:
+def _open(path: Path, mode: str) -> sqlite3.Connection:
     uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
     # The class itself: if OpenTelemetry traces the driver, connect() returns a proxy, which backup() does not take.
     return sqlite3.Connection(
-        uri, uri=True, timeout=timeout_seconds, isolation_level=None
+        uri, uri=True, timeout=_TIMEOUT_SECONDS, isolation_level=None
     )
 
 
 def _damage(path: Path) -> str | None:
     """Return the first fault of the file, or None."""
-    with closing(_open(path, "ro", 0)) as connection:
+    with closing(_open(path, "ro")) as connection:
         try:
             # Of the copy, not of the source: it says that what was written can be read, and holds up no writer.
             results = [connection.execute("PRAGMA integrity_check(1)").fetchone()[0]]

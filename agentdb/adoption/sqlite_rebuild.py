@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -25,8 +24,7 @@ def fields_of(model: type[models.Model]) -> dict[str, models.Field[Any, Any]]:
     return fields
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
+class _Written(NamedTuple):
     """A SQLite table's statement, and its columns, each with whether it is hidden (generated)."""
 
     name: str

@@ -16,7 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.comparison import Key, keys_of, plain_key, reads_ours
 from agentdb.schema.queries import quote_name
-from agentdb.schema.tables import Check, Column, Index, IndexPart, Table
+from agentdb.schema.tables import Check, Column, ForeignKey, Index, IndexPart, Table
 
 # Indexes of old servers that no model has any more; ours replace them.
 LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
@@ -26,7 +26,7 @@ LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
 _NOT_NULL_UNDER_WAY = "_auto_not_null"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """The table as it is now, and as it should be. Each engine extends it by what it does in its own way.
 
@@ -117,7 +117,7 @@ def obsolete_constraints(step: Step) -> Iterator[str]:
     """Drop the constraints that our columns no longer have."""
     live = step.live
     ours = {column.name for column in step.wanted.columns}
-    dropped = [key.name for key in live.foreign_keys if ours.intersection(key.columns)]
+    dropped = [key.name for key in live.foreign_keys if is_obsolete_key(key, ours)]
     for check in live.checks:
         if _is_obsolete(check, live, ours):
             dropped.append(check.name)
@@ -126,6 +126,11 @@ def obsolete_constraints(step: Step) -> Iterator[str]:
         dropped.append(live.primary_key.name)
     for name in dropped:
         yield f"{step.alter} DROP CONSTRAINT {quote_name(name or '')}"
+
+
+def is_obsolete_key(key: ForeignKey, ours: Collection[str]) -> bool:
+    """Return whether the foreign key is about our columns alone; one that has a column of the operator's stays."""
+    return all(column in ours for column in key.columns)
 
 
 def _is_obsolete(check: Check, live: Table, ours: Collection[str]) -> bool:

@@ -49,8 +49,8 @@ class TableContent:
     stored_as: str  # its name in the database
     columns: list[StoredColumn]  # those of the old server
     formats: dict[str, Counter[str]]  # timestamp column -> format -> rows
-    rows: int = 0
-    odd_rows: int = 0  # rows that Python had to read
+    rows: int
+    odd_rows: int  # rows that Python had to read
     bad: UnusableValues = field(default_factory=UnusableValues)
     nul_rows: int = 0  # rows with U+0000 in a text, which PostgreSQL cannot store
     null_ids: int = 0  # agents without an id
@@ -75,13 +75,13 @@ def read_content(
     # One pass over a table that the server wrote: counts say all there is to say. Python reads a row only if SQL cannot
     # tell that each of its values converts, which is also so if a value is NULL, hence IS NOT TRUE.
     counters = {column.name: Counter[str]() for column in texts}
-    content = TableContent(name, table.name, columns, counters)
     progress(name, 0, 1)
-    [(content.odd_rows, content.rows, *found)] = _query(
+    [(odd_rows, number, *found)] = _query(
         connection,
         f"SELECT count(*) FILTER (WHERE ({usual}) IS NOT TRUE), {counts} FROM {quote_name(table.name)}",
     )
-    if content.odd_rows:
+    content = TableContent(name, table.name, columns, counters, number, odd_rows)
+    if odd_rows:
         # A condition on the format holds for usual rows only, so they are counted apart from those that Python reads.
         [(_, *found)] = _query(
             connection, f"SELECT {counts} FROM {quote_name(table.name)} WHERE {usual}"

@@ -70,8 +70,11 @@ def test_copies_of_the_same_second_have_names_of_their_own(
 
     monkeypatch.setattr("agentdb.adoption.sqlite_backup.datetime", Clock)
 
+    descriptors = os.listdir("/dev/fd")
+
     copies = [back_up(source) for _ in range(3)]
 
+    assert os.listdir("/dev/fd") == descriptors
     assert all(copy.exists() for copy in copies)
     assert [copy.name.removeprefix("hot-wal.db.backup-") for copy in copies] == [
         "20260219T205316Z",
@@ -86,6 +89,8 @@ def test_what_a_killed_copy_left_is_removed_and_finished_ones_are_kept(source: P
     other = source.with_name("other.db.backup-20260219T205316Z.partial")
     for path in (left, kept, other):
         path.write_bytes(b"")
+    # What cannot be removed is in nobody's way.
+    source.with_name("hot-wal.db.backup-20260219T205317Z.partial").mkdir()
 
     back_up(source)
 
@@ -168,17 +173,19 @@ class Usage(NamedTuple):
 def test_a_full_disk_is_noticed_before_the_copy(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 10, 1000))
+    size = source.stat().st_size + Path(f"{source}-wal").stat().st_size
+    free = [size - 1, size]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 10, free.pop(0)))
 
     with pytest.raises(DatabaseUnavailableError) as refusal:
         back_up(source)
 
-    size = source.stat().st_size + Path(f"{source}-wal").stat().st_size
     assert str(refusal.value) == (
-        f"Not enough space for a backup in '{source.parent}': it needs {size:,} bytes, 1,000 are free. "
+        f"Not enough space for a backup in '{source.parent}': it needs {size:,} bytes, {size - 1:,} are free. "
         "Free some space, or back the file up elsewhere and use --no-backup."
     )
     assert [path for path in source.parent.iterdir() if "backup" in path.name] == []
+    assert back_up(source).exists()
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,14 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import psycopg
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
 from agentdb.adoption.change import Change
 from agentdb.adoption.plan import read
 from tests.helpers.baseline_runs import assert_adopted, baselinedb, snapshot
-from tests.helpers.legacy_databases import FOLDER, manage, opened, psql
+from tests.helpers.legacy_databases import FOLDER, manage, opened, psql, rows
 from tests.helpers.moments import wait_until
 from tests.helpers.servers import FAST, Server
 
@@ -799,3 +800,53 @@ def test_a_check_of_our_columns_and_others_is_dropped_with_a_line_in_the_plan(
 
     assert run.code == 0
     assert "Drop the check mixed of sessions: (own > 0) OR (status <> 'x')." in run.out
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_the_connection_is_as_configured_before_and_after_an_adoption(
+    load_legacy: Load, engine: str
+):
+    with opened(load_legacy("era-b-small")) as connection:
+        rows(connection, "PRAGMA query_only = ON")
+        cache = rows(connection, "PRAGMA cache_size")
+
+        manage(connection, "baselinedb", "--no-backup", verbosity=0)
+
+        assert connection.connection is None
+        assert rows(connection, "PRAGMA journal_mode") == [("wal",)]
+        assert rows(connection, "PRAGMA cache_size") == cache
+        rows(
+            connection,
+            "CREATE TABLE own (key INTEGER PRIMARY KEY, id TEXT REFERENCES agents (id))",
+        )
+        connection.disable_constraint_checking()
+        rows(connection, "INSERT INTO own VALUES (1, 'nobody')")
+        with pytest.raises(IntegrityError):
+            connection.check_constraints()
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_zone_and_triggers_of_the_database_do_not_matter(
+    load_legacy: Load, engine: str
+):
+    with opened(load_legacy("era-b-small")) as connection:
+        connection.settings_dict["TIME_ZONE"] = "Asia/Kolkata"
+        rows(connection, "UPDATE agents SET created_at = '2026-02-19 20:53:16'")
+        rows(connection, "CREATE TABLE seen (tag text)")
+        rows(
+            connection,
+            "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN INSERT INTO seen VALUES (TG_OP); RETURN NULL; END $$",
+        )
+        rows(
+            connection,
+            "CREATE TRIGGER see AFTER UPDATE ON agents EXECUTE FUNCTION see()",
+        )
+
+        manage(connection, "baselinedb", verbosity=0)
+
+        assert rows(connection, "SELECT count(*) FROM seen") == [(0,)]
+        assert rows(
+            connection,
+            "SELECT DISTINCT created_at = '2026-02-19 20:53:16+00' FROM agents",
+        ) == [(True,)]

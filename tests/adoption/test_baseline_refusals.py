@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
 from agentdb.adoption.execution import look
 from agentdb.adoption.plan import decide
+from agentdb.adoption.progress import SILENT
+from agentdb.adoption.report import describe_findings
 from tests.helpers.baseline_runs import baselinedb, snapshot
 from tests.helpers.legacy_databases import opened, rows
 from tests.helpers.old_upgrades import STATEMENTS
@@ -397,14 +398,26 @@ _SCHEMA = {
 def test_deciding_is_a_function_of_what_was_found(load_legacy: Load, engine: str):
     """No database is there any more when it is asked."""
     with opened(load_legacy("era-b-small")) as connection:
-        outcome = look(connection.alias)
+        outcome = look(connection.alias, SILENT, lambda *_: None, backup=True)
     findings, plan = outcome.findings, outcome.plan
 
     assert decide(findings) == plan
     assert len(decide(findings, backup=False).actions) == len(plan.actions) - (
         engine == "sqlite"
     )
-    in_steps = decide(replace(findings, engine="cockroachdb"))
+    shown = [
+        describe_findings(findings._replace(size=size))[0].rpartition(", ")[2]
+        for size in (1023, 1024, 1024**2 - 1, 1024**2, 1536 * 1024**2, 1024**4)
+    ]
+    assert shown == [
+        "1023 bytes",
+        "1.0 KiB",
+        "1024.0 KiB",
+        "1.0 MiB",
+        "1.5 GiB",
+        "1.0 TiB",
+    ]
+    in_steps = decide(findings._replace(engine="cockroachdb"))
     assert not in_steps.refusals
     assert plan.actions[-1].endswith("roll back if anything differs.")
     assert in_steps.actions[-1].endswith(

@@ -102,6 +102,7 @@ VERSION = WANTED.indexes[0]
                 foreign_keys=(
                     ForeignKey("ours", ("name",), "t", ("a",)),
                     ForeignKey("theirs", ("note",), "t", ("a",)),
+                    ForeignKey("theirs_too", ("name", "note"), "t", ("a", "b")),
                 ),
                 checks=(
                     Check("ours_too", "version > 0"),

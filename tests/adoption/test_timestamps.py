@@ -80,6 +80,15 @@ READ = {
     "19/02/2026 21:53:16 CET": ("datestyle", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
     "02/19/2026 15:53:16 EST": ("datestyle", datetime(2026, 2, 19, 20, 53, 16, 0, UTC)),
     "02/02/2026 15:53:16 EST": ("datestyle", datetime(2026, 2, 2, 20, 53, 16, 0, UTC)),
+    "13/12/2026 15:53:16 EST": (
+        "datestyle",
+        datetime(2026, 12, 13, 20, 53, 16, 0, UTC),
+    ),
+    "12/13/2026 15:53:16 EST": (
+        "datestyle",
+        datetime(2026, 12, 13, 20, 53, 16, 0, UTC),
+    ),
+    "01.01.2020 00:00:00 MSK": ("datestyle", datetime(2019, 12, 31, 21, tzinfo=UTC)),
     "20/02/2026 02:38:16 +0545": (
         "datestyle",
         datetime(2026, 2, 19, 20, 53, 16, 0, UTC),
@@ -133,10 +142,15 @@ REFUSED = {
     "0001-01-01 00:00:00+01": "is outside the years 1 to 9999",
     "9999-12-31 23:59:59-01": "is outside the years 1 to 9999",
     "05/06/2026 15:53:16 EST": "may be day/month or month/day",
+    "12/11/2026 15:53:16 EST": "may be day/month or month/day",
+    "11/12/2026 15:53:16 EST": "may be day/month or month/day",
+    "Thu Feb Feb 15:53:16 2026 EST": UNKNOWN,
+    "Thu 19 19 15:53:16 2026 EST": UNKNOWN,
     "Fri 19 Feb 15:53:16 2026 EST": "names a day of the week that the date is not",
     "Thu 19 Feb 15:53:16 2026 IST": "names its zone IST, which does not say one offset from UTC",
     "19.02.2026 15:53:16 CST": "names its zone CST, which does not say one offset from UTC",
     "19/02/2026 15:53:16 PST": "names its zone PST, which does not say one offset from UTC",
+    "31.12.2019 23:59:59 MSK": "names its zone MSK, which does not say one offset from UTC",
     "19/02/2012 15:53:16 MSK": "names its zone MSK, which does not say one offset from UTC",
     "19/02/2026 15:53:16 XYZ": "names its zone XYZ, which does not say one offset from UTC",
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from agentdb.adoption.obstacles import UnusableValue, too_wide
 from agentdb.adoption.values import checksum, read_content, timestamp_sources
 from agentdb.schema import read_tables
 from tests.helpers.legacy_databases import opened, rows
@@ -81,3 +82,20 @@ def test_a_checksum_tells_where_one_value_ends(load_legacy: Load, engine: str):
 
     assert sums[0] == sums[2] != sums[1]
     assert sums[0][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("length", "shown"), [(120, "x" * 120), (121, f"{'x' * 120}…")]
+)
+def test_a_long_value_is_cut_in_messages(length: int, shown: str):
+    value = UnusableValue("agents", "id 'a'", "path", "x" * length, "is not text")
+
+    assert str(value) == f"table 'agents', id 'a', column 'path': {shown} is not text"
+
+
+def test_a_number_of_32_bits_fits_a_server():
+    reasons = [too_wide(number) for number in (-(2**31), 2**31 - 1)]
+
+    assert reasons == [None, None]
+    for number in (-(2**31) - 1, 2**31):
+        assert too_wide(number) == "does not fit into 32 bits"

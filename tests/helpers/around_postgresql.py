@@ -239,6 +239,11 @@ CARRIED: dict[str, tuple[str, ...]] = {
         "CREATE TABLE teams (id text PRIMARY KEY)",
         "ALTER TABLE sessions ADD team text REFERENCES teams",
     ),
+    "foreign key of an own column and one of ours": (
+        "CREATE TABLE teams (tenant text, id text, PRIMARY KEY (tenant, id))",
+        "ALTER TABLE sessions ADD team text",
+        "ALTER TABLE sessions ADD CONSTRAINT own FOREIGN KEY (tenant_id, team) REFERENCES teams",
+    ),
     "replica identity of the key": (
         "ALTER TABLE agents REPLICA IDENTITY USING INDEX agents_pkey",
         "ALTER TABLE sessions REPLICA IDENTITY USING INDEX sessions_pkey",
