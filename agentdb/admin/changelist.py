@@ -116,7 +116,7 @@ class RowList(ChangeList):
     total: Figure | None = None  # rows on all pages; None if counting took too long
     is_cut_off = False  # not all rows were searched
     is_first: bool  # the page
-    end: str  # the place after which the next page begins; empty on the last page
+    end = ""  # the place after which the next page begins; empty on the last page
     problems: list[Problem]  # what could not be read
     sentences: list[str]  # what the address means, where that is not what it says
 
@@ -162,7 +162,6 @@ class RowList(ChangeList):
         self.result_list = rows[: self.list_per_page]
         self.result_count = len(self.result_list)
         has_more = len(rows) > self.list_per_page
-        self.end = ""
         if has_more:
             last_first = reversed(self.result_list)
             self.end = self.order.place(last_first)

@@ -85,8 +85,8 @@ class ColumnFilter(SimpleListFilter):
         # Django leaves out a filter without choices, but any value can be typed here.
         return True
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
-        return ()
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any] | None:
+        return None
 
 
 class TextFilter(ColumnFilter):

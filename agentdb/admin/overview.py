@@ -50,13 +50,11 @@ class ChartBar(NamedTuple):
 
     hour: Hour
     x: str  # in percent
-    opened_height: float  # in pixels
-    failed_height: float
     url: str
 
 
 class Chart(NamedTuple):
-    """Bars of an SVG, in percent of its width and pixels of its height, and their labels."""
+    """Bars of an SVG, in percent of its width, and their labels; the template knows its height."""
 
     hours: list[ChartBar]
     step: str  # the width of an hour
@@ -75,43 +73,22 @@ class Chart(NamedTuple):
     def percent_failed(self) -> str:
         return percent(self.failed, self.opened)
 
-    @property
-    def is_week(self) -> bool:
-        return len(self.hours) > 24
-
-
-# In pixels, as in activity.html: the height of a full bar.
-_OPENED_HEIGHT = 96
-_FAILED_HEIGHT = 32
-
 
 def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
     """Return the bars of each hour; opened and failed sessions have separate scales.
 
     The last hour is the current one, so the last full hour is the one before it.
     """
-    most_opened = _round_up(max(hour.opened for hour in hours))
-    most_failed = _round_up(max(hour.failed for hour in hours))
     step = 100 / len(hours)
-    bars = []
-    for number, hour in enumerate(hours):
-        opened_height = _OPENED_HEIGHT * hour.opened / most_opened
-        failed_height = _FAILED_HEIGHT * hour.failed / most_failed
-        bars.append(
-            ChartBar(
-                hour,
-                x=f"{step * number:.2f}%",
-                opened_height=round(opened_height, 1),
-                # At least a pixel, so that a single failure is visible.
-                failed_height=round(max(failed_height, 1), 1),
-                url=url(hour.at),
-            )
-        )
+    bars = [
+        ChartBar(hour, f"{step * number:.2f}%", url(hour.at))
+        for number, hour in enumerate(hours)
+    ]
     return Chart(
         bars,
         step=f"{step:.2f}%",
-        most_opened=most_opened,
-        most_failed=most_failed,
+        most_opened=_round_up(max(hour.opened for hour in hours)),
+        most_failed=_round_up(max(hour.failed for hour in hours)),
         opened=sum(hour.opened for hour in hours),
         failed=sum(hour.failed for hour in hours),
         last_full=hours[-2],

@@ -325,13 +325,35 @@ def test_hours_count_what_was_opened_and_what_failed(site: Site):
         )
         == 1
     )
-    drawn = overview.chart(hours, lambda hour: "")
-    assert (drawn.opened, drawn.failed, drawn.most_failed, drawn.percent_failed) == (
-        4,
-        2,
+
+
+@pytest.mark.parametrize(
+    ("opened", "top", "middle"),
+    [(0, 10, 5), (10, 10, 5), (11, 20, 10), (98, 100, 50), (1_386, 2_000, 1_000)],
+)
+def test_the_scale_of_the_chart_ends_at_a_round_number(
+    opened: int, top: int, middle: int
+):
+    now = timezone.now()
+    hours = [
+        figures.Hour(now - timedelta(hours=3), opened // 2, 3),
+        figures.Hour(now - timedelta(hours=2), opened // 2, 2),
+        figures.Hour(now - timedelta(hours=1), opened, 1),
+        figures.Hour(now, 0, 0),
+    ]
+
+    drawn = overview.chart(hours, lambda hour: f"/{now - hour}")
+
+    assert (drawn.most_opened, drawn.half_opened, drawn.most_failed) == (
+        top,
+        middle,
         10,
-        "50.0 %",
     )
+    assert (drawn.opened, drawn.failed) == (2 * (opened // 2) + opened, 6)
+    assert drawn.percent_failed == (f"{600 / drawn.opened:.1f} %" if opened else "")
+    assert (drawn.last_full, drawn.peak.opened) == (hours[2], opened)
+    assert [each.x for each in drawn.hours] == ["0.00%", "25.00%", "50.00%", "75.00%"]
+    assert (drawn.step, drawn.hours[1].url) == ("25.00%", "/2:00:00")
 
 
 def test_values_of_a_newer_server_come_last_and_bars_are_shares_of_the_whole(
