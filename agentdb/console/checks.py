@@ -7,10 +7,10 @@ or failed session is not one: an operator, or a server that noticed the runner's
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections
 from django.db.models import (
@@ -56,7 +56,7 @@ _PAUSED = SessionStatus.PAUSED.value
 _ORDER = {"silent": 0, "late": 1, "": 2}  # of runners, by their condition
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Finding:
     """What one check found. ``count`` is a lower bound if ``at_least``."""
 
@@ -75,8 +75,7 @@ class Finding:
         return f"{self.count:,}{'+' if self.at_least else ''}"
 
 
-@dataclass(frozen=True, slots=True)
-class Runner:
+class Runner(NamedTuple):
     """A runner; ``seen_at`` is its last sign of life, or None."""
 
     id: str
@@ -213,7 +212,7 @@ class Fleet:
             return runner
         if runner.seen_at is not None and runner.seen_at > ended_at:
             return runner
-        return replace(runner, seen_at=ended_at)
+        return runner._replace(seen_at=ended_at)
 
 
 def _count_rows(check: Check, fleet: Fleet) -> Finding:
@@ -261,8 +260,7 @@ def _common_values(check: Check, groups: Sequence[tuple[Any, ...]]) -> list[str]
     return parts
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """One question about rows. ``rows`` are those that match.
 
     ``find_in`` says what the overview says of them, unless the rows are simply counted.

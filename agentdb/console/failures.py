@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import log
 from typing import Any, NamedTuple
@@ -103,8 +102,7 @@ class Group(NamedTuple):
         return said
 
 
-@dataclass(frozen=True, slots=True)
-class Failures:
+class Failures(NamedTuple):
     """The groups that fail far more often than usual, without those that an earlier group explains.
 
     ``failed`` counts their sessions that failed since; ``is_cut`` says that there may be more than were read.

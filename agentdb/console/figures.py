@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,8 +27,7 @@ TOP = 8
 Counted = TypeVar("Counted")
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
+class Figure(NamedTuple):
     """A number of rows: counted, estimated from a server's statistics, or counted up to a limit."""
 
     rows: int

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from django.db.models import (
@@ -65,7 +66,7 @@ def moment(text: str, now: datetime) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Grouped:
     """One group: its value (None for NULL), its rows, and for sessions how many are live and how many failed."""
 
@@ -122,8 +123,7 @@ FILTERS: dict[type[Model], tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Grouping:
+class Grouping(NamedTuple):
     """Which rows of a table to count, and by which column.
 
     ``since`` and ``until`` are instants, ``until`` itself not included; ``filters`` names exact values of columns.
@@ -133,7 +133,7 @@ class Grouping:
     by: str
     since: datetime | None = None
     until: datetime | None = None
-    filters: Mapping[str, str] = field(default_factory=dict)
+    filters: Mapping[str, str] = MappingProxyType({})
 
     @property
     def at(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from django.db import Error as DjangoDatabaseError
 from django.db import transaction
@@ -49,7 +49,7 @@ EXPECTED_ERRORS: tuple[type[Exception], ...] = (
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """Why a value is missing: a sentence, the command to run next, and the database's message."""
 
@@ -63,8 +63,7 @@ class Problem:
         return f"{self.sentence} " + gettext("Run %s.") % f"'{self.command}'"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[Value]):
+class Answer(NamedTuple, Generic[Value]):
     """A value, or the problem that prevented it."""
 
     value: Value | None
