@@ -516,7 +516,16 @@ def test_what_cannot_be_looked_at_for_one_reason_is_one_line_in_the_terminal(
         call_command("overview", database=fleet.alias)
 
     out = capsys.readouterr().out
-    assert out.count("are not as agentdb expects them. Run 'agentdb verifydb'.") == 1
+    reason = "are not as agentdb expects them. Run 'agentdb verifydb'."
+    assert out.count(reason) == 1
+    assert "\nagents     1\napi_keys   not known\nstatuses   not known\n" in out
+    with pytest.raises(SystemExit):
+        call_command("overview", "--json", database=fleet.alias)
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["totals"]["agents"]["rows"] == 1
+    for missing in (figures["totals"]["api_keys"], figures["activity"]):
+        assert list(missing) == ["problem"]
+        assert missing["problem"].endswith(reason)
     with connections[fleet.alias].cursor() as cursor:
         cursor.execute("DROP TABLE agents")
     with pytest.raises(SystemExit) as ended:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import connections
 from django.utils import timezone
 
-from agentdb.console import figures
+from agentdb.console import figures, questions, report
+from agentdb.console.questions import Budget
+from agentdb.console.report import Schema, current_schema
 from agentdb.models import Agent, Sandbox, Session
+from agentdb.serving.opening import temporary_alias
 from tests.helpers.admin_fixtures import Page, Site
 
 
@@ -138,3 +144,57 @@ def test_three_values_that_cannot_be_read_are_named_and_the_others_counted(
         assert ("There are" in text) is (more > 0)
         if more:
             assert f"There are {more} more." in text
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    for module in (questions, report):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_a_page_asks_for_five_seconds_and_sets_a_servers_limit_once(
+    url: str, clock: list[float]
+) -> None:
+    statements = []
+
+    def noted(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        statements.append(sql)
+        return execute(sql, *rest)
+
+    with temporary_alias(url) as alias, connections[alias].execute_wrapper(noted):
+        with Budget(connections[alias]) as budget:
+            for at in (100.0, 102.5, 104.9):
+                clock[0] = at
+                assert budget.ask(Session.objects.using(alias).count).value == 0
+            clock[0] = 105.1
+            late = budget.ask(lambda: 1)
+        is_server = connections[alias].vendor != "sqlite"
+
+    assert late.value is None
+    assert str(late.problem) == (
+        "The page's time was up before this query. Run 'agentdb health'."
+    )
+    # One before all questions, and one after.
+    assert len([sql for sql in statements if "set_config" in sql]) == 2 * is_server
+
+
+def test_a_good_schema_is_assumed_for_a_minute_and_another_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    good = Schema(("0001",), (), 4, ())
+    bad = good._replace(differences=("drifted",))
+    pending = good._replace(pending=("0002",))
+    found = [bad, pending, good, good, bad]
+    monkeypatch.setattr(report, "_schemas", {})
+    monkeypatch.setattr(report, "read_schema", lambda connection: found.pop(0))
+    connection: Any = SimpleNamespace(alias="some")
+
+    said = []
+    for at in (100, 101, 102, 161, 162, 163, 223, 223.5):
+        clock[0] = float(at)
+        said.append(current_schema(connection))
+
+    assert said == [bad, pending, good, good, good, good, good, bad]
+    assert found == []

@@ -18,6 +18,7 @@ from agentdb import (
     SandboxState,
     SessionStatus,
 )
+from agentdb.management.output import ProgressLine
 from agentdb.moving import prune
 from agentdb.testing import MemoryDb
 from tests.helpers.factories import execute
@@ -165,6 +166,10 @@ def test_a_stop_in_between_keeps_what_is_done_and_says_so(
         except StopIteration:
             raise KeyboardInterrupt from None
 
+    reported: list[tuple[object, ...]] = []
+    monkeypatch.setattr(
+        ProgressLine, "__call__", lambda _, *step: reported.append(step)
+    )
     monkeypatch.setattr(DjangoDb, "prune_sessions", stop_at_the_third)
     run = run_prune(url, "--older-than", "1d")
 
@@ -173,6 +178,7 @@ def test_a_stop_in_between_keeps_what_is_done_and_says_so(
         "Interrupted. 4 were deleted before; the same command goes on from there.\n"
         in run.err
     )
+    assert reported == [("sessions", 2, 6), ("sessions", 4, 6)]
     monkeypatch.undo()
     assert run_prune(url, "--older-than", "1d").out == "Deleted 2 sessions.\n"
 

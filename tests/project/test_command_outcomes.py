@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import load_command_class
 
+import agentdb
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import AgentDbCommand
 from agentdb.management.output import Output, write_any_character
+from agentdb.serving.opening import temporary_alias
 
 LOST = "The output could not be written: "
 
@@ -121,6 +124,41 @@ def test_a_command_exits_with_what_is_stored_and_a_lost_answer_is_said(
         failed = 2 if is_lost and do is answer else code
         # Of a command whose output is its result, such as verifydb.
         assert run(do, lost, output_is_the_result=True) == (failed, said + warning)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        # A report that nobody can read was not made, but work that is done stays done.
+        (["apikey", "list"], 2),
+        (["health"], 2),
+        (["overview"], 2),
+        (["verifydb"], 2),
+        (["baselinedb"], 0),
+        (["migrate"], 0),
+        (["prune", "--older-than", "1d"], 0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_only_a_lost_report_is_a_failure(
+    engine: str, url: str, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int
+) -> None:
+    stderr = io.StringIO()
+    with agentdb.connect(url) as db:
+        db.issue_api_key("acme", "laptop")
+    monkeypatch.setattr(sys, "stdout", Full("write"))
+    monkeypatch.setattr(sys, "stderr", stderr)
+    ended: Any = 0
+    with temporary_alias(url) as alias:
+        command = load_command_class("agentdb", words[0])
+        try:
+            command.run_from_argv(["agentdb", *words, f"--database={alias}"])
+        except SystemExit as end:
+            ended = end.code
+
+    assert ended == code
+    assert stderr.getvalue().endswith(f"{LOST}No space left on device.\n")
 
 
 def test_a_command_without_standard_output_says_so(
