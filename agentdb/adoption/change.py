@@ -140,14 +140,13 @@ class Change:
 
     def _ids_to_keep(self) -> set[tuple[Any, ...]]:
         """Return name and id of the agents that have one, if the checksum omits ids because others have none."""
-        agents = self.old.get("agents")
-        if agents is None or agents.column("id") is None:
-            return set()
-        if not makes_ids("agents", agents):
-            return set()
-        name = quote_name(agents.name)
-        sql = f"SELECT name, id FROM {name} WHERE id IS NOT NULL"
-        return set(rows(self.connection, sql))
+        ids: set[tuple[Any, ...]] = set()
+        for name, table in self.old.items():
+            if makes_ids(name, table) and table.column("id") is not None:
+                quoted = quote_name(table.name)
+                sql = f"SELECT name, id FROM {quoted} WHERE id IS NOT NULL"
+                ids.update(rows(self.connection, sql))
+        return ids
 
     def _verify_rows(
         self, before: Mapping[str, tuple[int, int]], ids: set[tuple[Any, ...]]

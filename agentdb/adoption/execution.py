@@ -320,15 +320,16 @@ def _rehearse(
     # Only SQLite itself knows all that does: functions and collations that only the operator's program defines, taken
     # names, contradictory constraints.
     ours = {*OLD_COLUMNS, *findings.shape.stored_as.values()}
+    refusals: tuple[Refusal, ...] = ()
     try:
         with explaining(), _copy_in_memory(connection) as copy:
             _copy_schema(connection, copy, ours)
             change_of(copy, findings, SILENT).rehearse()
     except AdoptionRefusedError as error:
-        return error.refusals
+        refusals = error.refusals
     except SchemaMismatchError as error:
-        return (Refusal(str(error)),)
-    return ()
+        refusals = (Refusal(str(error)),)
+    return refusals
 
 
 @contextmanager
@@ -340,11 +341,12 @@ def _copy_in_memory(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWra
     # atomic() and the schema editor find a connection by its alias, so it needs one for as long as the block runs.
     connections.settings[_ALIAS], connections[_ALIAS] = settings, copy
     try:
+        copy.disable_constraint_checking()
         yield copy
     finally:
         del connections.settings[_ALIAS], connections[_ALIAS]
         # The driver's, because Django's close() keeps a database in memory.
-        copy.connection and copy.connection.close()
+        copy.connection.close()
 
 
 # In an order in which each index and trigger finds its table or view; what a view names is looked up when it is read.
@@ -361,8 +363,6 @@ def _copy_schema(
     # The virtual table that owns them makes them.
     listed = rows(source, "PRAGMA main.table_list")
     shadows = {name for _, name, kind, *_ in listed if kind == "shadow"}
-    copy.ensure_connection()
-    copy.disable_constraint_checking()
     for kind, name, table, sql in rows(source, _OBJECTS):
         if name in shadows:
             continue

@@ -205,9 +205,15 @@ def read_instants(
     # the order of day and month from today's settings. The table maps each text to the instant that Python found.
     doubtful = " OR ".join(not_castable(connection, column) for column in columns)
     # PostgreSQL runs a count in parallel, but not a cursor.
-    counted = rows(connection, f'SELECT count(*) FROM "{table}" WHERE {doubtful}')
-    if counted == [(0,)]:
-        return False
+    [(number,)] = rows(connection, f'SELECT count(*) FROM "{table}" WHERE {doubtful}')
+    if number:
+        selected = ", ".join(f'"{column}"' for column in columns)
+        sql = f'SELECT {selected} FROM "{table}" WHERE {doubtful}'
+        _fill_instants(connection, sql)
+    return bool(number)
+
+
+def _fill_instants(connection: BaseDatabaseWrapper, sql: str) -> None:
     run(
         connection,
         "CREATE TEMPORARY TABLE IF NOT EXISTS agentdb_instants"
@@ -223,16 +229,14 @@ def read_instants(
         " RETURN coalesce((SELECT instant FROM pg_temp.agentdb_instants WHERE text = value), value::timestamptz);"
         " END $$",
     )
-    selected = ", ".join(f'"{column}"' for column in columns)
     # A server-side cursor keeps memory bounded if every row is of this kind.
     with (
         connection.cursor() as cursor,
         connection.connection.cursor(name="agentdb_not_castable") as found,
     ):
-        found.execute(f'SELECT {selected} FROM "{table}" WHERE {doubtful}')
+        found.execute(sql)
         while batch := found.fetchmany(_BATCH):
             cursor.executemany(
                 "INSERT INTO pg_temp.agentdb_instants VALUES (%s, %s::timestamptz) ON CONFLICT DO NOTHING",
                 [(text, str(parse_timestamp(text))) for row in batch for text in row],
             )
-    return True

@@ -238,13 +238,11 @@ def _too_unique_keys(shape: Shape, wanted: Mapping[str, Table]) -> Iterator[str]
 def _could_refuse(name: str, table: Table, key: Key) -> bool:
     """Return whether the key is not one of ours, and agentdb may write what it does not allow."""
     # A condition makes it another key than the columns alone.
-    is_ours = (name, key.columns) in _KEY_COLUMNS
-    if is_ours and not key.does.condition:
-        return False
-    if "nulls not distinct" in key.does.options:
-        return True
+    is_ours = (name, key.columns) in _KEY_COLUMNS and not key.does.condition
     # A row with NULL in one of the columns is equal to no other.
-    return not left_null(table, OLD_COLUMNS[name], key.columns)
+    is_distinct = "nulls not distinct" not in key.does.options
+    is_left_null = is_distinct and left_null(table, OLD_COLUMNS[name], key.columns)
+    return not (is_ours or is_left_null)
 
 
 def _too_unique(table: str, key: Key) -> str:

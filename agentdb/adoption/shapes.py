@@ -115,7 +115,9 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
     # On CockroachDB a killed adoption leaves columns that are half converted. The next run continues it, so they say
     # nothing about which server made the table.
     live = {name: without_work(table) for name, table in found.items()}
-    recorded = _recorded(connection, live)
+    recorded: tuple[str, ...] = ()
+    if RECORD in live:
+        recorded = tuple(sorted(recorded_migrations(connection)))
     tables = _ours(connection.vendor, live)
     stored = {table.name for table in tables.values()}
     others = tuple(sorted(set(live) - stored - {RECORD}))
@@ -199,47 +201,46 @@ def _misses(name: str, table: Table) -> list[str]:
     ]
 
 
-def _table_problems(vendor: str, name: str, table: Table) -> list[str]:
+def _table_problems(vendor: str, name: str, table: Table) -> Iterator[str]:
+    kinds = OLD_COLUMNS[name]
     if table.kind != "table":
-        return [f"{table.name!r} is a {table.kind}, not a table. Rename it."]
-    if missing := _misses(name, table):
-        return [
+        yield f"{table.name!r} is a {table.kind}, not a table. Rename it."
+    elif missing := _misses(name, table):
+        yield (
             f"Table {table.name!r} was not made by the server: it has no column {', '.join(map(repr, missing))}. "
             "Rename it, or check the database URL."
-        ]
-    kinds = OLD_COLUMNS[name]
-    problems = [
-        _foreign_column_problem(table, column)
-        if column.name not in kinds
-        else _column_problem(vendor, table, column, kinds[column.name])
-        for column in table.columns
-    ]
-    return [problem for problem in problems if problem]
+        )
+    else:
+        for column in table.columns:
+            if column.name in kinds:
+                yield from _column_problem(vendor, table, column, kinds[column.name])
+            else:
+                yield from _foreign_column_problem(table, column)
 
 
-def _column_problem(vendor: str, table: Table, column: Column, kind: str) -> str:
+def _column_problem(
+    vendor: str, table: Table, column: Column, kind: str
+) -> Iterator[str]:
     if column.generated is not None:
-        return f"Column {column.name!r} of table {table.name!r} is generated. Make it a plain column."
-    if _holds(vendor, column.type, kind):
-        return ""
-    return (
-        f"Column {column.name!r} of table {table.name!r} has the type {column.type or '(none)'}, "
-        f"which cannot be read as {_KINDS[kind]}."
-    )
+        yield f"Column {column.name!r} of table {table.name!r} is generated. Make it a plain column."
+    elif not _holds(vendor, column.type, kind):
+        yield (
+            f"Column {column.name!r} of table {table.name!r} has the type {column.type or '(none)'}, "
+            f"which cannot be read as {_KINDS[kind]}."
+        )
 
 
-def _foreign_column_problem(table: Table, column: Column) -> str:
+def _foreign_column_problem(table: Table, column: Column) -> Iterator[str]:
     if not column.nullable and column.default is None and column.generated is None:
-        return (
+        yield (
             f"Table {table.name!r} has an additional column {column.name!r} that is NOT NULL without a "
             "default, so that no row could be inserted. Give it a default, or allow NULL."
         )
-    if "strict" in table.options and column.type == "any":
-        return (
+    elif "strict" in table.options and column.type == "any":
+        yield (
             f"Column {column.name!r} of the STRICT table {table.name!r} has the type ANY, which keeps a number "
             "in a text as it is there, and not in the table that agentdb makes. Give it another type."
         )
-    return ""
 
 
 def _holds(vendor: str, column_type: str, kind: str) -> bool:
@@ -251,29 +252,16 @@ def _holds(vendor: str, column_type: str, kind: str) -> bool:
     )
 
 
-def _recorded(
-    connection: BaseDatabaseWrapper, live: Mapping[str, Table]
-) -> tuple[str, ...]:
-    if RECORD not in live:
-        return ()
-    return tuple(sorted(recorded_migrations(connection)))
-
-
 def _record_problems(
     recorded: tuple[str, ...], tables: Mapping[str, Table]
-) -> list[str]:
-    if not recorded:
-        return []
+) -> Iterator[str]:
     if unknown := [name for name in recorded if name not in migration_names()]:
-        return [
-            f"The database was migrated by a newer agentdb: {unknown[-1]!r} is unknown here. Upgrade agentdb."
-        ]
-    if not tables:
-        return [
+        yield f"The database was migrated by a newer agentdb: {unknown[-1]!r} is unknown here. Upgrade agentdb."
+    elif recorded and not tables:
+        yield (
             f"Migration {recorded[-1]!r} is recorded, but none of the four tables is there. Restore a backup, or run "
             "'agentdb migrate --fake agentdb zero' and 'agentdb migrate' to begin with empty tables."
-        ]
-    return []
+        )
 
 
 @cache
@@ -301,11 +289,10 @@ def _has_later_index(
     latest: Mapping[str, Table],
     live: Mapping[str, Table],
 ) -> bool:
-    for name, table in expected.items():
-        later = _index_names(latest[name]) - _index_names(table)
-        if later & _index_names(live[name]):
-            return True
-    return False
+    return any(
+        (_index_names(latest[name]) - _index_names(table)) & _index_names(live[name])
+        for name, table in expected.items()
+    )
 
 
 def _index_names(table: Table) -> set[str]:

@@ -134,11 +134,9 @@ def is_obsolete_key(key: ForeignKey, ours: Collection[str]) -> bool:
 
 
 def _is_obsolete(check: Check, live: Table, ours: Collection[str]) -> bool:
-    if check.kind != "check":
-        return False
-    if check.name and check.name.endswith(_NOT_NULL_UNDER_WAY):
-        return False
-    return reads_ours(check, live, ours)
+    is_under_way = (check.name or "").endswith(_NOT_NULL_UNDER_WAY)
+    is_plain = check.kind == "check" and not is_under_way
+    return is_plain and reads_ours(check, live, ours)
 
 
 def missing_columns(step: Step) -> Iterator[str]:
@@ -188,12 +186,9 @@ def conversions(step: Step) -> Iterator[str]:
 
 def changes(live: Column, wanted: Column, *, fills: bool) -> bool:
     """Whether the column gets another type, or values in the rows that have none."""
-    if live.type != wanted.type:
-        return True
+    fills = fills and live.nullable and not wanted.nullable
     # A collation that an operator gave the column is another order than ours, and only ALTER TYPE takes it off.
-    if live.collation is not None:
-        return True
-    return fills and live.nullable and not wanted.nullable
+    return fills or live.type != wanted.type or live.collation is not None
 
 
 def defaults(step: Step) -> Iterator[str]:
@@ -216,9 +211,7 @@ def defaults(step: Step) -> Iterator[str]:
 def _has_its_key(step: Step) -> bool:
     live, wanted = step.live.primary_key, step.wanted.primary_key
     assert wanted is not None  # every table of ours has one
-    if live is None or live.options:
-        return False
-    return live.columns == wanted.columns
+    return live is not None and not live.options and live.columns == wanted.columns
 
 
 def primary_key(step: Step) -> Iterator[str]:
@@ -237,9 +230,7 @@ def primary_key(step: Step) -> Iterator[str]:
 
 def is_superseded(key: Key, wanted: Table) -> bool:
     """Return whether a live key is one of ours under any name, and is dropped when ours exists."""
-    if key.name in LEFT_OVER_INDEXES:
-        return True
-    return any(
+    return key.name in LEFT_OVER_INDEXES or any(
         key.name == ours.name or _serves_as(key, ours) for ours in keys_of(wanted)
     )
 
@@ -248,12 +239,11 @@ def _serves_as(key: Key, ours: Key) -> bool:
     """Return whether ours would be superfluous beside the key, whatever either is called."""
     if not ours.does.unique:
         return key.does == ours.does
-    # Uniqueness does not depend on the order of columns.
-    if key.columns != ours.columns:
-        return False
     # An index with a condition or a collation of its own keeps something else unique, and stays beside ours.
     plain = plain_key(part.expression for part in key.does.parts)
-    return key.is_constraint or key.does == plain
+    is_plain = key.is_constraint or key.does == plain
+    # As sets: uniqueness does not depend on the order of columns.
+    return is_plain and key.columns == ours.columns
 
 
 def keys(step: Step) -> Iterator[str]:

@@ -315,18 +315,12 @@ def timestamp_sources(
         return {column.name: native_sql(column.sql) for column in stored}
     texts = [column for column in stored if not column.is_native]
     template = "{}::timestamptz"
-    if texts and _has_rare_formats(connection, content):
-        template = "pg_temp.agentdb_instant({})"
+    # CockroachDB has no such formats. A row in one is an odd row, so most tables need no second look.
+    if connection.vendor == "postgresql" and texts and content.odd_rows:
+        names = [column.name for column in texts]
+        if read_instants(connection, content.stored_as, names):
+            template = "pg_temp.agentdb_instant({})"
     return {column.name: template.format(column.sql) for column in texts}
-
-
-def _has_rare_formats(connection: BaseDatabaseWrapper, content: TableContent) -> bool:
-    """Return whether PostgreSQL needs Python's reading of some texts, which is then in a temporary table."""
-    # A row in a rare format is an odd one, so most tables need no second look.
-    if connection.vendor != "postgresql" or content.odd_rows == 0:
-        return False
-    names = [column.name for column in content.columns if column.is_to_convert]
-    return read_instants(connection, content.stored_as, names)
 
 
 # The checksum ---------------------------------------------------------------------------------------------------------
@@ -356,13 +350,14 @@ def checksum(
         connection.connection.create_aggregate("agentdb_checksum", 1, _Checksum)
         [(rows, total)] = _query(
             connection,
-            f"SELECT count(*), agentdb_checksum(CAST({row} AS BLOB)) FROM {source}",
+            f"SELECT count(*), coalesce(agentdb_checksum(CAST({row} AS BLOB)), 0) FROM {source}",
         )
-        return rows, int(total or 0)
+        return rows, int(total)
     # A sum does not depend on the order of rows, which a rewritten table does not keep, and two halves fit a bigint.
     # XOR would let a row that is there twice cancel itself.
     halves = ", ".join(
-        f"sum(('x' || substr(h, {at}, 16))::bit(64)::bigint)" for at in (1, 17)
+        f"coalesce(sum(('x' || substr(h, {at}, 16))::bit(64)::bigint), 0)"
+        for at in (1, 17)
     )
     # CockroachDB's sha256() takes and returns text.
     digest = (
@@ -375,7 +370,7 @@ def checksum(
         connection,
         f"SELECT count(*), {halves} FROM (SELECT {digest} AS h FROM {source} OFFSET 0) AS hashes",
     )
-    return rows, (int(high or 0) * 2**64 + int(low or 0)) % 2**128
+    return rows, (int(high) * 2**64 + int(low)) % 2**128
 
 
 def _value(connection: BaseDatabaseWrapper, column: StoredColumn, sql: str) -> str:
@@ -418,7 +413,7 @@ def duplicates(
     connection: BaseDatabaseWrapper, name: str, table: Table, key: tuple[str, ...]
 ) -> UnusableValues:
     """Return the rows that share the values of ``key``, which must be unique, with another row."""
-    if any(unique <= set(key) for unique in unique_keys(table)):
+    if any(unique.issubset(key) for unique in unique_keys(table)):
         return UnusableValues()
     keys = [column for column in key if table.column(column)]
     columns, source = columns_sql(keys)[1:-1], quote_name(table.name)

@@ -47,13 +47,11 @@ _SESSIONS = {
 
 def leads_back(connection: BaseDatabaseWrapper, target: str | None) -> bool:
     """Whether ``migrate agentdb TARGET`` undoes the conversion of the timestamps."""
-    if target is None or NATIVE not in recorded_migrations(connection):
-        return False
-    if target == "zero":
-        return True
     # As Django does, take the beginning of a name, if only one begins so.
-    names = [name for name in migration_names() if name.startswith(target)]
-    return len(names) == 1 and names[0] < NATIVE
+    names = [name for name in migration_names() if name.startswith(target or "")]
+    is_before = len(names) == 1 and names[0] < NATIVE
+    goes_back = target == "zero" or is_before
+    return goes_back and NATIVE in recorded_migrations(connection)
 
 
 def refuse_others(connection: BaseDatabaseWrapper) -> None:
