@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from agentdb.adoption import sqlite_backup
-from agentdb.adoption.sqlite_backup import back_up
+from agentdb.adoption.sqlite_backup import back_up, back_up_first
 from agentdb.errors import DatabaseUnavailableError
-from tests.helpers.baseline_runs import baselinedb
-from tests.helpers.legacy_databases import FOLDER
+from tests.helpers.baseline_runs import Told, baselinedb
+from tests.helpers.legacy_databases import FOLDER, opened
 
 
 @pytest.fixture
@@ -54,6 +54,17 @@ def test_a_copy_holds_what_the_write_ahead_log_holds_and_needs_no_file_beside_it
     assert sorted(
         path.name for path in source.parent.iterdir() if "backup" in path.name
     ) == [copy.name]
+
+
+def test_the_progress_of_a_copy_is_told_in_pages(source: Path):
+    told = Told()
+    with opened(f"sqlite:///{source}") as connection:
+        copy = back_up_first(connection, told)
+
+    assert copy is not None
+    pages = copy.stat().st_size // 4096
+    assert told.said == ["Backing up."]
+    assert told.steps == [("backup", pages, pages)]
 
 
 def test_only_the_owner_may_read_a_copy(source: Path):

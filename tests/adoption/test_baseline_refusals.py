@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from agentdb.adoption.change import Change
 from agentdb.adoption.execution import look
 from agentdb.adoption.plan import decide
-from agentdb.adoption.progress import SILENT
 from agentdb.adoption.report import describe_findings
-from tests.helpers.baseline_runs import baselinedb, snapshot
+from tests.helpers.baseline_runs import Told, baselinedb, snapshot
 from tests.helpers.legacy_databases import opened, rows
 from tests.helpers.old_upgrades import STATEMENTS
 
@@ -398,8 +399,14 @@ _SCHEMA = {
 def test_deciding_is_a_function_of_what_was_found(load_legacy: Load, engine: str):
     """No database is there any more when it is asked."""
     with opened(load_legacy("era-b-small")) as connection:
-        outcome = look(connection.alias, SILENT, lambda *_: None, backup=True)
+        told = Told()
+        outcome = look(connection.alias, told, lambda *_: None, backup=True)
     findings, plan = outcome.findings, outcome.plan
+    assert told.steps == [
+        step
+        for table, content in findings.contents.items()
+        for step in ((table, 0, 1), (table, content.rows, content.rows))
+    ]
 
     assert decide(findings) == plan
     assert len(decide(findings, backup=False).actions) == len(plan.actions) - (
@@ -445,5 +452,31 @@ def test_no_statement_of_the_upgrade_is_left_when_an_adoption_fails_half_way(
     assert run.err.splitlines()[0].startswith(
         "The rows differ after the conversion. The transaction was rolled back."
     )
+    with opened(url) as connection:
+        assert rows(connection, _SCHEMA[engine]) == before
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_table_of_the_operators_that_changed_undoes_an_adoption(
+    load_legacy: Load, engine: str, monkeypatch: pytest.MonkeyPatch
+):
+    """As it would if a rename took the references of other tables along."""
+    url = load_legacy("era-b-small")
+    with opened(url) as connection:
+        for name in ("notes", "kept"):
+            rows(connection, f"CREATE TABLE {name} (id TEXT)")
+        before = rows(connection, _SCHEMA[engine])
+    record = Change._verify_rows
+
+    def meddle(change: Change, *arguments: Any) -> None:
+        rows(change.connection, "ALTER TABLE notes ADD COLUMN other TEXT")
+        record(change, *arguments)
+
+    monkeypatch.setattr(Change, "_verify_rows", meddle)
+
+    run = baselinedb(url, "--no-backup")
+
+    assert run.code == 2
+    assert run.err.endswith(" agentdb. Tables: notes.")
     with opened(url) as connection:
         assert rows(connection, _SCHEMA[engine]) == before

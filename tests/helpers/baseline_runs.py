@@ -53,6 +53,20 @@ def baselinedb(url: str, *arguments: str) -> Run:
     return Run(0, out.getvalue(), err.getvalue())
 
 
+class Told:
+    """Progress that is remembered."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int, int]] = []
+        self.said: list[str] = []
+
+    def __call__(self, table: str, done: int, total: int) -> None:
+        self.steps.append((table, done, total))
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
 def instant(text: str) -> datetime:
     """What an old timestamp means, read by other code than agentdb's."""
     read = datetime.fromisoformat(text)
