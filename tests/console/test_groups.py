@@ -22,6 +22,8 @@ NOW = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)
     ("text", "expected"),
     [
         ("10m", NOW - timedelta(minutes=10)),
+        ("30s", NOW - timedelta(seconds=30)),
+        ("7 min", NOW - timedelta(minutes=7)),
         ("2 h", NOW - timedelta(hours=2)),
         ("3d", NOW - timedelta(days=3)),
         ("14:00", datetime(2026, 3, 14, 14, tzinfo=UTC)),

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from typing import Any
 
 from django.core.management import CommandError
@@ -138,11 +137,13 @@ class Command(AgentDbCommand, migrate.Command):
 
     def interrupted(self) -> str:
         changed = "Nothing was changed"
-        with suppress(DatabaseError):
-            if self.lacking is not None:
-                connection, before = self.lacking
+        if self.lacking is not None:
+            connection, before = self.lacking
+            try:
                 if pending_migrations(connection) != before:
                     changed = "The migrations before this one are applied"
+            except DatabaseError:  # the connection is lost, or still at work
+                changed = "The migrations before this one may be applied"
         return f"{changed}; 'agentdb migrate' goes on from there."
 
     def _is_about_agentdb(
