@@ -164,9 +164,7 @@ class NativeTimestamps(Operation):
         template = _TO_TEXT
         if connection.vendor == "sqlite":
             connection.ensure_connection()
-            connection.connection.create_function(
-                "agentdb_server_text", 1, server_text, deterministic=True
-            )
+            connection.connection.create_function("agentdb_server_text", 1, server_text)
             template = 'agentdb_server_text("{}")'
         # All of them before the first table changes, as on the way forward.
         _lock(schema_editor, old)

@@ -17,7 +17,7 @@ from django.db.models import DateTimeField, Model
 
 from agentdb.errors import AgentDbError
 from agentdb.schema.queries import quote_name
-from agentdb.schema.rows import AS_SQLITE_TEXT, shown
+from agentdb.schema.rows import AS_SQLITE_TEXT, read_sqlite, shown
 
 # A few hundred kilobytes: so much that Python's part is small, and so little that memory stays constant.
 ROWS_A_CHUNK = 1_000
@@ -71,13 +71,12 @@ def read_chunks(
         sql += f" LIMIT {limit}"
     parameters = [] if after is None else [after]
     connection.ensure_connection()
-    raw = connection.connection
     if connection.vendor == "sqlite":
-        with connection.wrap_database_errors:
-            cursor = raw.execute(sql, parameters)
-            while rows := cursor.fetchmany(ROWS_A_CHUNK):
-                yield _encoded(rows)
+        stored = read_sqlite(connection, sql, parameters)
+        while rows := list(islice(stored, ROWS_A_CHUNK)):
+            yield _encoded(rows)
         return
+    raw = connection.connection
     # One message is one row. If the loop ends early, COPY is cancelled; the savepoint saves the snapshot.
     with (
         connection.wrap_database_errors,

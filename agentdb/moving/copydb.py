@@ -125,7 +125,7 @@ def copy(
     refuse_same(source, target)
     # A single read-only transaction for the source, so that the count, the check of the values and the rows see the
     # same snapshot, whatever others write meanwhile.
-    with inspecting(source) as reading, translated_errors(reading):
+    with inspecting(source) as reading:
         _check_schema(reading)
         writing = connections[target]
         # Before anything opens the file: SQLite takes an empty or a foreign one for a database to begin with.
@@ -223,7 +223,7 @@ def summarise(alias: str, progress: Progress = _quiet) -> Summary:
 
 def check(source: str, target: str) -> dict[str, int]:
     """Raise what ``copy`` would raise before its first write, else return the row counts. Changes nothing."""
-    with inspecting(source) as reading, translated_errors(reading):
+    with inspecting(source) as reading:
         _check_schema(reading)
         refuse_uncopyable(reading, connections[target])
         counts = {}

@@ -218,11 +218,7 @@ def _size_named(path: Path) -> tuple[bytes, int, int]:
     """Return the header, the size in bytes, and the size that the header names (0 if it names none)."""
     header, size = read_header(path)
     # The page count counts only if the version of SQLite that last changed the file keeps it.
-    if (
-        not header.startswith(_MAGIC)
-        or len(header) < 100
-        or header[24:28] != header[92:96]
-    ):
+    if header[24:28] != header[92:96]:
         return header, size, 0
     page = int.from_bytes(header[16:18])
     bytes_a_page = 65536 if page == 1 else page

@@ -7,7 +7,7 @@ reads only those.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,7 +54,9 @@ def shown(value: object) -> str:
     return repr(value.value if isinstance(value, NotUtf8) else value)
 
 
-def read_sqlite(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any, ...]]:
+def read_sqlite(
+    connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any] = ()
+) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a query, a text that is not UTF-8 as ``NotUtf8``.
 
     Bypasses Django, whose converters trust a column's declared type and cannot read everything.
@@ -63,7 +65,7 @@ def read_sqlite(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any
     before, raw.text_factory = raw.text_factory, decoded
     try:
         with connection.wrap_database_errors:
-            yield from raw.execute(sql)
+            yield from raw.execute(sql, parameters)
     finally:
         raw.text_factory = before
 
@@ -73,9 +75,7 @@ def is_usual_on_sqlite(
 ) -> str:
     """Return an SQL condition: all values of the row are usual. It may be unknown instead of false."""
     connection.ensure_connection()
-    connection.connection.create_function(
-        "agentdb_is_plain", 1, _is_plain, deterministic=True
-    )
+    connection.connection.create_function("agentdb_is_plain", 1, _is_plain)
     conditions = [f"({_is_usual(column)})" for column in columns]
     # One call of Python for all texts of a row, because each call takes longer than SQLite takes for the whole row.
     texts = [
@@ -264,9 +264,7 @@ def unreadable_values(
         # Only SQLite stores bytes that are not UTF-8 as text.
         if not thorough or not is_sqlite:
             return
-        connection.connection.create_function(
-            "agentdb_is_text", 1, _is_text, deterministic=True
-        )
+        connection.connection.create_function("agentdb_is_text", 1, _is_text)
         for table in tables:
             for column in _TEXTS[table]:
                 where = f"{column} IS NOT NULL AND NOT agentdb_is_text(CAST({column} AS BLOB))"

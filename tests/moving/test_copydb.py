@@ -19,7 +19,7 @@ from django.core.management import CommandError, call_command
 import agentdb
 from agentdb.serving.opening import temporary_alias
 from tests.helpers.factories import execute
-from tests.helpers.legacy_databases import FOLDER
+from tests.helpers.legacy_databases import FOLDER, sqlite_path
 
 MakeUrl = Callable[[str], str]
 
@@ -108,6 +108,25 @@ def test_copydb_moves_more_rows_than_it_holds_at_once(
     copydb(url, target)
 
     assert contents(target) == contents(url)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_damaged_page_stops_a_copy_before_it_writes(
+    url: str, make_url: MakeUrl
+) -> None:
+    fill(url)
+    path = sqlite_path(url)
+    [(page,)] = execute(url, "SELECT rootpage FROM sqlite_master WHERE name = 'agents'")
+    [(size,)] = execute(url, "PRAGMA page_size")
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    target = make_url("sqlite")
+
+    assert refusal(url, target) == (
+        f"The database file {str(path)!r} is damaged: database disk image is malformed. Restore a backup."
+    )
+    assert not sqlite_path(target).exists()
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])

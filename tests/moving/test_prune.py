@@ -327,7 +327,7 @@ def test_what_is_no_table_with_sessions_is_refused(
             each.prune_sessions(datetime.now(UTC), 10, also=also)
         assert str(raised.value) == message
     assert len(left(url)) == 6
-    run = run_prune(url, "--older-than", "30d", "--also", also[0])
+    run = run_prune(url, "--older-than", "30d", "--dry-run", "--also", also[0])
     assert (run.code, run.out) == (2, "")
     assert run.err.endswith(f"{message} Nothing was deleted.")
 

@@ -15,14 +15,16 @@ import pytest
 from django.apps import apps
 from django.db import connections
 from django.db.migrations.state import ModelState, ProjectState
-from django.db.models import CheckConstraint, Q, TextField
+from django.db.models import CheckConstraint, Q, TextField, UniqueConstraint
 
 from agentdb.schema import Difference, compare, expected_tables, read_tables
+from agentdb.schema.migration_record import migration_names, schema_problem
 from agentdb.serving.opening import configure
 from tests.conftest import ENGINES
 from tests.helpers import schema_changes
 from tests.helpers.schema_changes import Database
 
+NAMES = migration_names()
 MODELS = list(apps.get_app_config("agentdb").get_models())
 TABLES = [model._meta.db_table for model in MODELS]
 COLUMNS = [
@@ -160,6 +162,51 @@ def test_each_change_of_a_table_and_each_harmful_addition_is_one_line(
 
     request.node.user_properties.append(("schema changes", tried))
     assert tried >= 11
+
+
+# ------------------------------------------------------------------- what connect() and health() find out beforehand
+
+OUT_OF_DATE = "{place} lacks the migrations {pending}. Run 'agentdb migrate', or pass migrate=True."
+OLD = (
+    "{place} was made by the old server and is not adopted yet (pending: {pending}). Run 'agentdb baselinedb --check' "
+    "to see what adopting it does, then 'agentdb baselinedb'."
+)
+UNRECORDED = "DELETE FROM django_migrations WHERE app = 'agentdb'"
+
+
+@pytest.mark.parametrize(
+    ("statements", "pending", "sentence"),
+    [
+        ([], [], None),
+        (["ALTER TABLE agents RENAME COLUMN created_at TO made_at"], [], None),
+        (
+            ["DROP TABLE api_keys", "DROP TABLE sessions"],
+            [],
+            "{place} lacks the tables api_keys, sessions, though their migrations are recorded. "
+            "Run 'agentdb verifydb'.",
+        ),
+        (
+            ["DROP TABLE api_keys", "CREATE TABLE api_keys (created_at TEXT)"],
+            [],
+            "{place} holds its timestamps as text, though the migrations are recorded. Run 'agentdb verifydb'.",
+        ),
+        ([f"{UNRECORDED} AND name > '0003_z'"], NAMES[3:], OUT_OF_DATE),
+        ([UNRECORDED], NAMES, OLD),
+        ([UNRECORDED, "DROP TABLE agents"], NAMES, OUT_OF_DATE),
+    ],
+)
+def test_tables_that_do_not_fit_their_record_are_a_problem_with_its_command(
+    database, statements, pending, sentence
+):
+    with undone(database):
+        database.execute(*statements)
+
+        problem = schema_problem(database.connection, "The place")
+
+    assert (problem and str(problem)) == (
+        sentence and sentence.format(place="The place", pending=", ".join(pending))
+    )
+    assert getattr(problem, "pending", ()) == tuple(pending)
 
 
 # ------------------------------------------------------------------------------------- what does no harm, and nothing
@@ -556,8 +603,15 @@ def test_an_exclusion_constraint_is_drift(database):
     ]
 
 
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        CheckConstraint(condition=~Q(id=""), name="named"),
+        UniqueConstraint(fields=["id"], condition=~Q(id=""), name="partial"),
+    ],
+)
 def test_a_constraint_that_no_comparison_knows_is_refused_instead_of_overlooked(
-    database,
+    database, constraint
 ):
     """Whoever adds one to the models finds out from the first test."""
     state = ProjectState()
@@ -566,9 +620,7 @@ def test_a_constraint_that_no_comparison_knows_is_refused_instead_of_overlooked(
             "agentdb",
             "Thing",
             [("id", TextField(primary_key=True))],
-            options={
-                "constraints": [CheckConstraint(condition=~Q(id=""), name="named")]
-            },
+            options={"constraints": [constraint]},
         )
     )
 

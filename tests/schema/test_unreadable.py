@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import agentdb
-from agentdb.schema.rows import unreadable_values
+from agentdb.schema.rows import misspelt_recently, unreadable_values
 from tests.helpers.factories import set_column
 from tests.helpers.legacy_databases import opened
 
@@ -67,3 +67,34 @@ def test_a_day_that_its_month_does_not_have_is_found(
     assert found(url, thorough=True) == [
         "row 's' of sessions has created_at = '2026-02-30 10:00:00'"
     ]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize(
+    ("column", "stored", "is_told"),
+    [
+        ("created_at", "2026-02-19 20:53:16", False),
+        ("created_at", "2026-02-19T20:53:16.123Z", True),
+        ("created_at", "0000-12-31 00:00:00", False),  # unreadable_values() tells it
+        ("last_active_at", "2026-02-19T20:53:16.123Z", True),
+        ("last_active_at", "0000-12-31 00:00:00", True),
+    ],
+)
+def test_another_programs_spelling_is_found_in_the_newest_rows_alone(
+    url: str,
+    db: agentdb.DjangoDb,
+    session_id: str,
+    column: str,
+    stored: str,
+    is_told: bool,
+):
+    set_column(url, "sessions", session_id, **{column: stored})
+
+    with opened(url) as connection:
+        newest = [str(value) for value in misspelt_recently(connection, 1)]
+        set_column(url, "sessions", session_id, created_at="1999-01-01 00:00:00")
+        db.insert_session("newer", "bot", "box")
+        older = list(misspelt_recently(connection, 1))
+
+    line = f"row 's' of sessions has {column} = {stored!r}"
+    assert (newest, older) == ([line] if is_told else [], [])
