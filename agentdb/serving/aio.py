@@ -232,9 +232,7 @@ class AsyncDb:
         """Whether the ``Db`` makes several calls of the method at once."""
         # Of the class, since a wrapper may hand on every name that it lacks, and yet do something of its own.
         joins = getattr(type(self._db), "_joins", None)
-        if joins is None:
-            return False
-        return bool(joins(self._db, method))
+        return joins is not None and bool(joins(self._db, method))
 
     async def _run(self, call: _Call) -> Any:
         """Make the call in a thread, and return its result."""

@@ -23,8 +23,8 @@ _OTHER_LOOP = (
 )
 
 
-class _Cancelled(Exception):
-    """Rolls back a transaction for which nobody waits any more."""
+class _Cancelled(BaseException):
+    """Rolls back a transaction for which nobody waits any more; not an ``Exception``, which might be retried."""
 
 
 class _Begun(NamedTuple):
@@ -37,7 +37,7 @@ class _End(NamedTuple):
     """How the function of a transaction ended."""
 
     result: Any
-    error: Exception | None
+    error: BaseException | None
 
 
 class CoroutineTransaction:
@@ -54,7 +54,6 @@ class CoroutineTransaction:
     ) -> None:
         self._call = call
         self._calls: SimpleQueue[Job | _End] = SimpleQueue()
-        self._cancelled = False
         self.job = make_job(lambda db: db.run_transaction(self._serve))
 
     async def run(self) -> Any:
@@ -70,10 +69,9 @@ class CoroutineTransaction:
                 answer = await (
                     outcome(job.future) if end.error is None else job.future
                 )
-        except Exception:
-            raise
-        except BaseException:  # cancelled; or the loop is closing this coroutine, which may then await nothing
-            self._cancelled = True
+        # Cancelled; or the loop is closing this coroutine, which may then await nothing. After the thread's own error
+        # nobody takes this from the queue.
+        except BaseException:
             self._calls.put(_End(None, _Cancelled()))
             raise
         return answer
@@ -95,9 +93,7 @@ class CoroutineTransaction:
 
     def _serve(self, db: Db) -> Any:
         """In the thread, inside the transaction: run the calls until the function has ended."""
-        # Cancelled while it waited for a thread, or between two attempts: nobody will send it an end.
-        if self._cancelled:
-            raise _Cancelled
+        # If it was cancelled while it waited for a thread, or between two attempts, its end is there already.
         self.job.answer((_Begun(db), None))
         while not isinstance(made := self._next(), _End):
             made.answer(made.do())

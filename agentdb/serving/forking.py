@@ -147,9 +147,7 @@ class Forking:
 
 
 def _is_file(wrapper: BaseDatabaseWrapper) -> bool:
-    if wrapper.vendor != "sqlite":
-        return False
-    return not wrapper.is_in_memory_db()  # type: ignore[attr-defined]
+    return wrapper.vendor == "sqlite" and not wrapper.is_in_memory_db()  # type: ignore[attr-defined]
 
 
 def _remember(connection: BaseDatabaseWrapper, **_: Any) -> None:

@@ -87,41 +87,28 @@ class Job:
         return result, None
 
     def goes_with(self, other: Job) -> bool:
-        """Whether the two can be one call."""
-        if self.together is None or self.outbox is not other.outbox:
-            return False
-        return self.together == other.together
+        """Whether it can be one call with another that has ``together``."""
+        return self.outbox is other.outbox and self.together == other.together
 
 
 def _do(jobs: list[Job]) -> dict[Job, Answer]:
     """Run the jobs, several as one call, and return their answers; a job without one is to run alone."""
     first = jobs[0]
-    if len(jobs) == 1:
+    together = first.together
+    if together is None or len(jobs) == 1:
         return {first: first.do()}
     waiting = [job for job in jobs if not job.future.cancelled()]
-    if len(waiting) < 2 or first.together is None:
+    if not waiting:
         return {}
-    return _do_together(waiting, first.together)
-
-
-def _do_together(jobs: list[Job], together: Together) -> dict[Job, Answer]:
-    """Make one call for the jobs, in the context of the first, and return the answers of those that it has done."""
-    first = jobs[0]
-    ids = [job.keys[0] for job in jobs]
-    answers: dict[Job, Answer] = {}
+    ids = [job.keys[0] for job in waiting]
     try:
-        found = first.context.run(together, ids)
+        found = waiting[0].context.run(together, ids)
     except (DatabaseUnavailableError, ConflictError) as error:
         # An unknown outcome is everybody's, and each would wait as long again for a database that is away.
-        for job in jobs:
-            answers[job] = None, _copy(error)
-        return answers
+        return {job: (None, _copy(error)) for job in waiting}
     except BaseException:
         return {}  # nothing is stored, and alone all but one may succeed
-    for job, id in zip(jobs, ids, strict=True):
-        if id in found:
-            answers[job] = found[id], None
-    return answers
+    return {job: (found[job.keys[0]], None) for job in waiting if job.keys[0] in found}
 
 
 def _copy(error: BaseException) -> BaseException:
@@ -313,10 +300,8 @@ class Workers:
 
     def _are_all_stuck(self) -> bool:
         """Whether each thread that is awake is in calls that take long, for example because a row is locked."""
-        if self._woken:
-            return False
         # Two looks, not a time: a busy loop lets no thread go on, and does not look either.
-        return all(looks >= 2 for looks in self._busy.values())
+        return not self._woken and all(looks >= 2 for looks in self._busy.values())
 
     def dismiss(self) -> None:
         """Let each thread end after its calls; those that are busy still run what waits."""

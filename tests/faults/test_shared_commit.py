@@ -23,7 +23,9 @@ from django.db import connections
 import agentdb
 from agentdb import AgentDbError, ConflictError, DjangoDb, DuplicateKeyError
 from agentdb.errors import OutcomeUnknownError
+from agentdb.serving import turns
 from agentdb.serving.connections.sqlite import SqliteConnection
+from tests.helpers.locks import watched
 from tests.helpers.moments import wait_until
 
 THREADS = 8
@@ -36,10 +38,31 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+def watch(db: DjangoDb) -> list[str]:
+    """Give it a new queue, and return what is done to that without its lock."""
+    kind, unlocked = watched(
+        turns.Turns,
+        "_lock",
+        shared=("_queue", "_turn"),
+        free=("_tell_first", "is_current", "reset"),
+    )
+    db._executor.threads.engine.turns = kind()  # type: ignore[attr-defined]
+    return unlocked
+
+
 @pytest.fixture
-def db(path: Path) -> Iterator[DjangoDb]:
+def db(
+    path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DjangoDb]:
     with agentdb.connect(f"sqlite:///{path}") as db:
+        if "_interrupts" in request.fixturenames:
+            yield db
+            return
+        # Without signals each writer is woken, and the queue is used with its lock only.
+        monkeypatch.setattr(turns, "_LOOK_SECONDS", 3600)
+        unlocked = watch(db)
         yield db
+        assert unlocked == []
 
 
 def stored(path: Path) -> list[str]:
@@ -204,6 +227,7 @@ def test_a_transaction_that_holds_the_lock_too_long_is_reported_and_then_all_goe
     path: Path,
 ) -> None:
     with agentdb.connect(f"sqlite:///{path}?timeout=0.3") as db:
+        unlocked = watch(db)
         failed: list[type[BaseException]] = []
 
         def write() -> None:
@@ -221,6 +245,7 @@ def test_a_transaction_that_holds_the_lock_too_long_is_reported_and_then_all_goe
         db.insert_session("s1", "a", "sb")
 
         assert failed == [ConflictError]
+        assert unlocked == []
         assert stored(path) == ["s1"]
 
 
@@ -301,6 +326,7 @@ def test_a_leader_that_is_interrupted_before_it_looks_at_a_moved_file_leaves_the
     moved = path.with_name("moved.sqlite3")
     look, confirm = SqliteConnection.look, SqliteConnection.confirm
     interrupted: list[SqliteConnection] = []
+    monkeypatch.setattr(turns, "_LOOK_SECONDS", 0.01)  # nobody wakes the others
 
     def look_and_move(connection: SqliteConnection) -> None:
         look(connection)
@@ -334,7 +360,7 @@ def test_a_leader_that_is_interrupted_again_as_it_rolls_back_leaves_no_lock(
     db: DjangoDb, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = db._executor.threads
-    turns: Any = threads.engine.turns  # type: ignore[attr-defined]
+    queue: Any = threads.engine.turns  # type: ignore[attr-defined]
     caught: list[type] = []
     has_ended, may_end = threading.Event(), threading.Event()
 
@@ -347,17 +373,17 @@ def test_a_leader_that_is_interrupted_again_as_it_rolls_back_leaves_no_lock(
 
     def lead() -> None:
         try:
-            turns.write(threads.slot().ready(), insert, 30, apart=False)
+            queue.write(threads.slot().ready(), insert, 30, apart=False)
         except Interrupt as error:
             caught.append(type(error))
         has_ended.set()
         may_end.wait(120)  # its connection stays open, and is not used again
 
     db.insert_session("s1", "a", "sb")
-    first = turns.take(30)
+    first = queue.take(30)
     leader = threading.Thread(target=lead)
     leader.start()
-    while not turns._queue:
+    while not queue._queue:
         time.sleep(0.001)
     monkeypatch.setattr(SqliteConnection, "roll_back", interrupt)
     first.end()

@@ -18,8 +18,10 @@ from agentdb import (
     InvalidInputError,
     SchemaMismatchError,
 )
+from agentdb.serving import workers
 from agentdb.testing import MemoryDb
 from tests.helpers.factories import execute
+from tests.helpers.locks import watched
 
 
 class Holding:
@@ -67,6 +69,65 @@ def answers_of(db: Any, ids: Collection[str]) -> list[Any]:
             return await asyncio.gather(*reads, return_exceptions=True)
 
     return asyncio.run(work(), debug=True)
+
+
+def test_answers_reach_the_loop_together_and_what_is_shared_is_used_with_the_lock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "_LOOK_SECONDS", 3600)
+    kind, unlocked = watched(
+        workers.Workers,
+        "lock",
+        shared=("_ready", "_lines", "_woken", "_busy", "_wakes", "_threads"),
+        free=("start_anew", "stop", "_work"),
+    )
+    db: Any = Holding()
+    wakes: list[str] = []
+
+    async def work() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        tell = loop.call_soon_threadsafe
+
+        def count(*call: Any) -> Any:
+            wakes.append(threading.current_thread().name)
+            return tell(*call)
+
+        def list_agents(tenant_id: str) -> str:
+            looked = threading.Event()
+            tell(looked.set)
+            assert looked.wait(60)  # the loop has had the time to deliver
+            return tenant_id
+
+        db.list_agents = list_agents
+
+        with monkeypatch.context() as patched:
+            patched.setattr(workers, "Workers", kind)
+            adb = AsyncDb(db, max_workers=1)
+        calls: list[Any] = [adb.count_sandboxes()]
+        for number in range(20):
+            calls += [adb.get_session(f"s{number}"), adb.list_agents(f"t{number}")]
+        waiting = asyncio.gather(*calls)
+        await asyncio.sleep(0)  # each is handed over
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+        db.go_on.set()
+        answers = await waiting
+        monkeypatch.undo()
+
+        async def in_transaction(tx: AsyncDb) -> Any:
+            return await tx.get_session("s")
+
+        db.run_transaction = lambda fn: fn(db)
+        answers.append(await adb.run_transaction(in_transaction))
+        await adb.close()
+        return answers
+
+    answers = asyncio.run(work())
+
+    assert answers[1:5] == ["S0", "t0", "S1", "t1"]
+    assert answers[-1] == "S"
+    # Before the last call, which might take long, and after it.
+    assert wakes == ["agentdb-0"] * 2
+    assert unlocked == []
 
 
 def test_reads_of_one_row_that_wait_are_one_call() -> None:
@@ -244,6 +305,7 @@ def test_touches_at_once_leave_out_rows_that_are_not_there(
     db.insert_session("s1", "a", "sb1")
     db.insert_sandbox("sb1", "a", "/w")
 
+    assert db._joins("touch_session") and not db._joins("delete_session")
     assert db._do_each("touch_session", ["s1", "nobody"]) == {"s1": True}
     assert db._do_each("touch_sandbox", ["nobody", "sb1"]) == {"sb1": True}
     assert db.for_tenant("other")._do_each("touch_session", ["s1"]) == {}

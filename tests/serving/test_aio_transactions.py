@@ -14,7 +14,9 @@ import pytest
 import agentdb
 from agentdb import AsyncDb, ConflictError, DatabaseClosedError, Db, InvalidInputError
 from agentdb.errors import AgentDbError, OutcomeUnknownError
+from agentdb.serving import coroutines
 from agentdb.testing import MemoryDb
+from tests.helpers.locks import watched
 
 _INSIDE = (
     "A transaction of this AsyncDb is open here, and this call would not be part of it. Inside the function given to "
@@ -200,6 +202,33 @@ def test_a_cancelled_inner_transaction_ends_at_once_and_the_outer_goes_on(
     asyncio.run(work())
 
 
+def test_a_db_that_retries_what_fails_does_not_retry_what_was_cancelled() -> None:
+    class Retrying(MemoryDb):
+        def run_transaction(self, fn: Any) -> Any:
+            with suppress(Exception):
+                return super().run_transaction(fn)
+            return super().run_transaction(fn)
+
+    begun = asyncio.Event()
+
+    async def wait(tx: AsyncDb) -> None:
+        await tx.insert_session("s", "a", "sb")
+        begun.set()
+        await asyncio.sleep(60)
+
+    async def work() -> None:
+        db = AsyncDb(Retrying())
+        call = asyncio.create_task(db.run_transaction(wait))
+        await begun.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await db.get_session("s") is None
+        await asyncio.wait_for(db.close(), 30)
+
+    asyncio.run(work())
+
+
 def _plain(number: int) -> Callable[[Db], str]:
     def insert(tx: Db) -> str:
         tx.insert_session(f"s{number}", "a", "sb")
@@ -278,8 +307,14 @@ KINDS: dict[str, Any] = {"plain": _plain(1), "coroutine": _coroutine(1)}
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cancelled_during_commit_returns_what_is_stored_and_is_cancelled_where_it_waits_next(
-    kind: str,
+    kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    watching, unlocked = watched(
+        coroutines.PlainTransaction,
+        "_lock",
+        shared=("_is_cancelled", "_is_committing"),
+    )
+    monkeypatch.setattr(coroutines, "PlainTransaction", watching)
     committing = _Committing(iter([None]))
     seen: list[str] = []
 
@@ -305,6 +340,7 @@ def test_cancelled_during_commit_returns_what_is_stored_and_is_cancelled_where_i
     asyncio.run(work())
 
     assert seen == ["stored", "went on"]
+    assert unlocked == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

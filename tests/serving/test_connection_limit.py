@@ -22,6 +22,7 @@ from agentdb.serving.connection_limit import ConnectionLimit
 from agentdb.serving.connections.base import Slot
 from agentdb.serving.connections.postgresql import PostgresConnection
 from tests.helpers.limits import set_call_timeout
+from tests.helpers.locks import watched
 from tests.project.test_import import run_python
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'agentdb'"
@@ -80,6 +81,10 @@ def test_many_threads_share_as_many_connections_as_may_be(
 
     monkeypatch.setattr(PostgresConnection, "__init__", count_made)
     monkeypatch.setattr(PostgresConnection, "close", count_closed)
+    kind, unlocked = watched(
+        ConnectionLimit, "_lock", shared=("_slots", "_opening"), free=("reset",)
+    )
+    monkeypatch.setattr("agentdb.serving.connections.threads.ConnectionLimit", kind)
     all_have_begun = threading.Barrier(12, timeout=120)
 
     def work(number: int) -> None:
@@ -98,6 +103,7 @@ def test_many_threads_share_as_many_connections_as_may_be(
         wait_for(lambda: count(watcher) <= 3)
         assert len(db.list_sessions()) == 60
         assert db.health().connections <= 3
+    assert unlocked == []
 
 
 def test_the_connection_that_was_idle_longest_makes_room(

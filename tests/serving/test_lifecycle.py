@@ -39,7 +39,7 @@ from agentdb import (
 )
 from agentdb.conf import database_from_url, server_name
 from agentdb.serving.connections import postgresql
-from agentdb.serving.connections.postgresql import PostgresEngine
+from agentdb.serving.connections.postgresql import CallTimeout, PostgresEngine
 from agentdb.serving.opening import temporary_alias
 from tests.conftest import ENGINE_NAMES
 from tests.helpers.factories import execute, make_agent, make_sandbox, make_session
@@ -542,6 +542,36 @@ def test_a_connection_that_django_has_opened_in_place_of_another_is_used(
     make_agent(db, "b")
 
     assert [agent.name for agent in db.list_agents()] == ["a", "b"]
+
+
+def test_a_connection_that_was_closed_under_the_db_is_replaced(db: DjangoDb) -> None:
+    make_agent(db, "a")
+    connections[db.alias].connection.close()
+
+    make_agent(db, "b")
+    connections[db.alias].connection.close()
+
+    assert [agent.name for agent in db.list_agents()] == ["a", "b"]
+
+
+def test_a_server_that_sends_a_message_and_then_nothing_is_waited_for_once(
+    postgres_db: tuple[DjangoDb, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db, url = postgres_db
+    make_agent(db, "before")
+    with connections[db.alias].cursor() as cursor:
+        cursor.execute("LISTEN news")
+    execute(url, "NOTIFY news")
+
+    def say_nothing(*_: object, **__: object) -> None:
+        raise CallTimeout("no answer in time")
+
+    monkeypatch.setattr(connections[db.alias].connection, "execute", say_nothing)
+    with pytest.raises(DatabaseUnavailableError, match="no answer in time"):
+        make_agent(db, "after")
+
+    make_agent(db, "later")
+    assert [agent.name for agent in db.list_agents()] == ["before", "later"]
 
 
 def test_a_connection_that_got_a_message_of_the_server_is_kept(

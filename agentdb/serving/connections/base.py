@@ -61,8 +61,8 @@ class Engine(ABC):
         self.owned = owned  # by agentdb, not by a host project
         own = settings_dict.get("AGENTDB", {})
         self.call_timeout: float | None = own.get("call_timeout")  # seconds
-        # An unused connection is closed after this.
-        self.idle_seconds: float | None = own.get("idle_seconds")
+        # An unused connection is closed after this; a host's has no such limit.
+        self.idle_seconds: float | None = own.get("idle_seconds") if owned else None
         # Slower statements are logged.
         self.slow_call_seconds: float | None = own.get("slow_call_seconds")
 
@@ -86,8 +86,7 @@ class Engine(ABC):
         """Return the seconds that a call has left that began then, by ``time.monotonic()``; None without a limit."""
         if self.call_timeout is None:
             return None
-        ends = began + self.call_timeout
-        return max(0.0, ends - time.monotonic())
+        return began + self.call_timeout - time.monotonic()
 
     def take_turn(self) -> Turn | None:
         """Wait until a transaction may begin; other writers wait until the returned turn, if any, ends."""
@@ -276,9 +275,7 @@ class Slot:
                 raise AgentDbError(
                     "The transaction's connection is closed; it can only be rolled back."
                 )
-            # Django has opened it.
-            connection = self._made()
-            self._connection = connection
+            connection = self._made()  # Django has opened it
         return connection
 
     def _look(self, connection: Connection) -> None:
@@ -298,11 +295,9 @@ class Slot:
             raise self.engine.explain(Fault.LOST, cause) from cause
 
     def _idled(self) -> bool:
-        """Whether the connection was unused for longer than ``idle_seconds``; a host's has no such limit."""
+        """Whether the connection was unused for longer than ``idle_seconds``."""
         limit = self.engine.idle_seconds
-        if limit is None or not self.engine.owned:
-            return False
-        return time.monotonic() - self.used > limit
+        return limit is not None and time.monotonic() - self.used > limit
 
     def _adopted(self) -> Connection | None:
         """Return the connection that Django has opened, if it is completely set up."""
@@ -312,9 +307,8 @@ class Slot:
         # set-up has ended, since an interrupted connect() leaves autocommit off, and what is written then is never
         # committed.
         if self._is_set_up():
-            self._connection = self._made()
-        else:
-            self.reset()
+            return self._made()
+        self.reset()
         return self._connection
 
     def _is_set_up(self) -> bool:
@@ -323,10 +317,11 @@ class Slot:
         return not self.engine.owned  # the host has switched autocommit off
 
     def _made(self) -> Connection:
-        """Return the object for the driver's connection that Django has open."""
+        """Return the object for the driver's connection that Django has open, from now on this slot's."""
         connection = self.engine.connection(self.wrapper)
         if not self.prepares:
             connection.prepare_nothing()
+        self._connection = connection
         return connection
 
     def _open(self, limit: float | None) -> Connection:
@@ -340,9 +335,7 @@ class Slot:
                 room = self.room(self)
             with room, self.engine.opening(self.wrapper, limit):
                 self.wrapper.ensure_connection()
-                connection = self._made()
-                self._connection = connection
-                return connection
+                return self._made()
         except BaseException as error:
             # Includes an exception between two steps of Django's connect(), which would leave autocommit off.
             self.discard()
@@ -377,7 +370,7 @@ class Slot:
         # The wrapper first: closing a connection inside a block would only mark the block as failed.
         raw = self.wrapper.connection
         if raw is not None and self.engine.renew(raw):
-            self._connection = self._made()
+            self._made()
         else:
             self.discard()
 
@@ -464,12 +457,14 @@ class Slot:
             if not self.lock.acquire(blocking=False):
                 return False
             connection = self._connection
-            if connection is None or self.wrapper.in_atomic_block:
-                return False
-            if not connection.is_clean():
-                return False
-            self.discard()
-            return True
+            is_idle = (
+                connection is not None
+                and not self.wrapper.in_atomic_block
+                and connection.is_clean()
+            )
+            if is_idle:
+                self.discard()
+            return is_idle
         finally:
             with suppress(RuntimeError):  # another thread has it
                 self.lock.release()

@@ -352,11 +352,7 @@ class PostgresConnection(Connection):
     def is_at_hand(self, *, writing: bool) -> bool:
         # libpq knows the state of the session without asking; one poll() shows whether the server has hung up since.
         # A read needs none: if its connection is lost, it is repeated on another one, which a write may not be.
-        if self.raw.pgconn.transaction_status != _IDLE:
-            return False
-        if not writing:
-            return True
-        return not self._is_readable()
+        return self.is_clean() and not (writing and self._is_readable())
 
     def is_clean(self) -> bool:
         status = self.raw.pgconn.transaction_status

@@ -51,8 +51,6 @@ class _Inherited:
 
     def is_open(self, name: object) -> bool:
         """Return whether the file is still open on a descriptor of the parent."""
-        if not self._left_open:
-            return False
         file = identity(str(name))
         numbers = [number for number, known in self._left_open.items() if known == file]
         # A number may have been closed since, and given to another file.
@@ -258,9 +256,8 @@ class SqliteConnection(Connection):
     def is_at_hand(self, *, writing: bool) -> bool:
         # A read within a tenth of a second of the last look is let through: what it may miss is what it would also
         # miss if the file were moved a moment later. A write is checked again after its COMMIT.
-        if self._is_file and time.monotonic() - self._looked >= _LOOK_SECONDS:
-            return False
-        return self.is_clean()
+        is_seen = time.monotonic() - self._looked < _LOOK_SECONDS
+        return (is_seen or not self._is_file) and self.is_clean()
 
     def write(self, run: Callable[[Connection], Any]) -> Any:
         engine = self.engine
@@ -311,10 +308,9 @@ class SqliteConnection(Connection):
 
     def _is_unchanged(self) -> bool:
         """Return whether the folder is unchanged since a recent check."""
-        if time.monotonic() - self._looked > _LOOK_SECONDS:
-            return False
+        is_recent = time.monotonic() - self._looked <= _LOOK_SECONDS
         known = self._folder_state
-        return known is not None and _state_of(self._folder) == known
+        return is_recent and known is not None and _state_of(self._folder) == known
 
     def _refuse_old_schema(self) -> None:
         """Raise if migrations were reversed: SQLite prepares again, and text columns accept any value."""
