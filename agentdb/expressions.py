@@ -74,22 +74,6 @@ class ServerAgo(ServerNow):
     as_cockroachdb = as_postgresql
 
 
-class ServerPast(ServerNow):
-    """The current time by the server's clock minus some seconds; SQLite gets ``here``."""
-
-    def __init__(self, here: datetime, seconds: float) -> None:
-        super().__init__(here)
-        self.seconds = seconds
-
-    def as_postgresql(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> Any:
-        sql, params = super().as_postgresql(compiler, connection, **extra)
-        return f"({sql} - interval '{self.seconds:f} seconds')", params
-
-    as_cockroachdb = as_postgresql
-
-
 class UnsyncedCommit(Func):
     """Return ``off``, and make the current transaction commit without waiting for the disk.
 

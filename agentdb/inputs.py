@@ -92,7 +92,7 @@ def session_status(value: object) -> str:
 
 
 def session_statuses(what: str, value: object) -> list[str]:
-    """Return the distinct statuses of a single one or a collection."""
+    """Return the distinct statuses of a single one or a collection; none for None."""
     return _one_or_several(what, value, session_status)
 
 
@@ -101,13 +101,15 @@ def sandbox_state(value: object) -> str:
 
 
 def sandbox_states(what: str, value: object) -> list[str]:
-    """Return the distinct states of a single one or a collection."""
+    """Return the distinct states of a single one or a collection; none for None."""
     return _one_or_several(what, value, sandbox_state)
 
 
 def _one_or_several(
     what: str, value: object, check: Callable[[object], str]
 ) -> list[str]:
+    if value is None:
+        return []
     if isinstance(value, str):
         return [check(value)]
     several = [check(each) for each in _collection(what, value, 100)]

@@ -16,7 +16,6 @@ import psycopg
 from django.db import connections
 
 import agentdb
-from agentdb.models import Session
 from agentdb.serving import queries
 from benchmarks import databases
 from benchmarks.databases import Database, Server, fill
@@ -261,7 +260,11 @@ def _queries() -> list[tuple[str, Any]]:
         for filters in ((), ("agent_name",), ("runner_id",)):
             for statuses in (0, 1, 2):
                 query = queries.list_rows(
-                    Session, frozenset(filters), statuses, before=before, limit=True
+                    queries.SESSIONS,
+                    frozenset(("tenant_id", *filters)),
+                    statuses,
+                    before=before,
+                    limit=True,
                 )
                 options = [
                     *filters,
@@ -270,8 +273,17 @@ def _queries() -> list[tuple[str, Any]]:
                     "limit",
                 ]
                 found.append((f"list_sessions({', '.join(options)})", query))
-    found.append(("touch_sessions", queries.touch(Session, 0, many=True).update))
-    found.append(("count_sessions(status)", queries.count_sessions(frozenset(), 1)))
+    touch = queries.touch(queries.SESSIONS, many=True)
+    found.append(("touch_sessions", touch.update))
+    of_tenant = frozenset({"tenant_id"})
+    found.append(("count_sessions(status)", queries.count_sessions(of_tenant, 1)))
+    for has in (False, True):
+        silent = queries.silent_sessions(limit=has)
+        found.append((f"get_silent_sessions({has})", silent))
+        best = queries.best_eviction_candidate(unused_since=has)
+        found.append((f"get_best_eviction_candidate({has})", best))
+        claims = queries.claims_of_eviction(unused_since=has)
+        found.extend(_within(f"claim_eviction_candidate({has})", claims))
     return found
 
 

@@ -82,7 +82,7 @@ class DjangoDb(Db):
         self._keys = KeyHashes(key_secret)
         self._executor = _executor or Executor(Threads(alias))
         own = connections.settings[alias].get("AGENTDB", {})
-        self._touch_interval: float = own.get("touch_interval", 0)
+        self._touch_interval = timedelta(seconds=own.get("touch_interval", 0))
         self._relaxed_touches: bool = own.get("touch_durability") == "relaxed"
 
     def __repr__(self) -> str:
@@ -225,15 +225,15 @@ class DjangoDb(Db):
         limit: int | None = None,
         before: SessionRecord | str | None = None,
     ) -> list[SessionRecord]:
-        values = {"tenant_id": self._tenant(tenant_id)}
-        if agent is not None:
-            values["agent_name"] = identifier("Agent name", agent)
-        statuses: list[str] = []
-        if status is not None:
-            statuses = session_statuses("status", status)
-        if runner_id is not None:
-            values["runner_id"] = identifier("Runner id", runner_id)
-        return self._list(SessionRecord, values, statuses, limit, before)
+        values = {
+            "tenant_id": self._tenant(tenant_id),
+            "agent_name": optional_identifier("Agent name", agent),
+        }
+        statuses = session_statuses("status", status)
+        values["runner_id"] = optional_identifier("Runner id", runner_id)
+        return self._list(
+            SessionRecord, queries.SESSIONS, values, statuses, limit, before
+        )
 
     def count_sessions(
         self,
@@ -242,19 +242,13 @@ class DjangoDb(Db):
         agent: str | None = None,
         status: SessionStatusesInput | None = None,
     ) -> int:
-        values = {"tenant_id": self._tenant(tenant_id)}
-        if agent is not None:
-            values["agent_name"] = identifier("Agent name", agent)
-        filters = frozenset(values) - {"tenant_id"}
-        statuses: list[str] = []
-        if status is not None:
-            statuses = session_statuses("status", status)
-        return self._executor.one(
-            int,
-            queries.count_sessions(filters, len(statuses)),
-            **values,
-            **_numbered(statuses),
-        )
+        values = {
+            "tenant_id": self._tenant(tenant_id),
+            "agent_name": optional_identifier("Agent name", agent),
+        }
+        statuses = session_statuses("status", status)
+        query = queries.count_sessions(_given(values), len(statuses))
+        return self._executor.one(int, query, **values, **_numbered(statuses))
 
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
         return self._executor.all(
@@ -284,48 +278,24 @@ class DjangoDb(Db):
     def get_silent_sessions(
         self, older_than: datetime, *, limit: int | None = None
     ) -> list[SessionRecord]:
-        values: dict[str, Any] = {}
-        values["older_than"] = aware_instant("older_than", older_than)
-        is_limited = limit is not None
-        if is_limited:
+        values: dict[str, Any] = {"older_than": aware_instant("older_than", older_than)}
+        if limit is not None:
             values["limit"] = page_limit(limit)
-        query = queries.GET_SILENT_SESSIONS[is_limited]
+        query = queries.silent_sessions(limit="limit" in values)
         return self._executor.all(SessionRecord, query, **values)
 
     def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
-        id = identifier("Session id", id)
-        touched = self._touch_sessions(False, runner_id, id=id)
+        values = {"id": identifier("Session id", id)}
+        touched = self._touch(queries.SESSIONS, values, runner_id)
         return bool(touched)
 
     def touch_sessions(
         self, ids: Collection[str], *, runner_id: str | None = None
     ) -> list[str]:
         ids = identifiers("Session id", ids)
-        in_json = json.dumps(ids)
-        touched = self._touch_sessions(True, runner_id, ids=in_json)
+        values = {"ids": json.dumps(ids)}
+        touched = self._touch(queries.SESSIONS, values, runner_id)
         return [id for id in ids if id in touched]
-
-    def _touch_sessions(
-        self,
-        many: bool,
-        runner_id: str | None,
-        **values: str,
-    ) -> set[str]:
-        """Touch one session or several, and return the ids of those that exist.
-
-        ``values`` has the ``id``, or with ``many`` the JSON array ``ids``. With a ``runner_id``, sessions that are not
-        on that runner count as absent.
-        """
-        of_runner = runner_id is not None
-        if of_runner:
-            values["runner_id"] = identifier("Runner id", runner_id)
-        touch = queries.touch(
-            queries.TABLES[SessionRecord],
-            self._touch_interval,
-            many=many,
-            of_runner=of_runner,
-        )
-        return self._touch(touch, values)
 
     def delete_session(self, id: str) -> bool:
         return self._executor.changed(
@@ -412,17 +382,13 @@ class DjangoDb(Db):
 
     def touch_sandbox(self, id: str) -> bool:
         values = {"id": identifier("Sandbox id", id)}
-        sandboxes = queries.TABLES[SandboxRecord]
-        touch = queries.touch(sandboxes, self._touch_interval)
-        touched = self._touch(touch, values)
+        touched = self._touch(queries.SANDBOXES, values)
         return bool(touched)
 
     def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
         ids = identifiers("Sandbox id", ids)
         values = {"ids": json.dumps(ids)}
-        sandboxes = queries.TABLES[SandboxRecord]
-        touch = queries.touch(sandboxes, self._touch_interval, many=True)
-        touched = self._touch(touch, values)
+        touched = self._touch(queries.SANDBOXES, values)
         return [id for id in ids if id in touched]
 
     def get_sandbox(self, id: str) -> SandboxRecord | None:
@@ -442,15 +408,13 @@ class DjangoDb(Db):
         limit: int | None = None,
         before: SandboxRecord | str | None = None,
     ) -> list[SandboxRecord]:
-        values = {"tenant_id": self._tenant(tenant_id)}
-        states: list[str] = []
-        if state is not None:
-            states = sandbox_states("state", state)
-        if agent is not None:
-            values["agent_name"] = identifier("Agent name", agent)
-        if session_id is not None:
-            values["session_id"] = identifier("Session id", session_id)
-        return self._list(SandboxRecord, values, states, limit, before)
+        values: dict[str, Any] = {"tenant_id": self._tenant(tenant_id)}
+        states = sandbox_states("state", state)
+        values["agent_name"] = optional_identifier("Agent name", agent)
+        values["session_id"] = optional_identifier("Session id", session_id)
+        return self._list(
+            SandboxRecord, queries.SANDBOXES, values, states, limit, before
+        )
 
     def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
         return self._executor.all(
@@ -460,9 +424,7 @@ class DjangoDb(Db):
         )
 
     def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
-        states: list[str] = []
-        if state is not None:
-            states = sandbox_states("state", state)
+        states = sandbox_states("state", state)
         query = queries.count_sandboxes(len(states))
         return self._executor.one(int, query, **_numbered(states))
 
@@ -484,7 +446,7 @@ class DjangoDb(Db):
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
         values = _unused_since(unused_since)
-        query = queries.GET_BEST_EVICTION_CANDIDATE[bool(values)]
+        query = queries.best_eviction_candidate(unused_since=bool(values))
         return self._executor.first(SandboxRecord, query, **values)
 
     def claim_eviction_candidate(
@@ -492,7 +454,7 @@ class DjangoDb(Db):
     ) -> SandboxRecord | None:
         values = _unused_since(unused_since)
         # One statement for each state, in the order of eviction, until one claims a sandbox.
-        claims = queries.CLAIM_EVICTION_CANDIDATE[bool(values)]
+        claims = queries.claims_of_eviction(unused_since=bool(values))
         for state, query in claims.items():
             claimed = self._executor.first(SandboxRecord, query, **values)
             if claimed is not None:
@@ -532,16 +494,17 @@ class DjangoDb(Db):
     def _list(
         self,
         record: type[Listed],
+        table: queries.Table,
         values: dict[str, Any],
         wanted: list[str],
         limit: object,
         before: object,
     ) -> list[Listed]:
-        """Return a page of a tenant's rows that equal the values and are in one of the wanted states, if any.
+        """Return a page of the rows that equal the values that are given, and are in one of the wanted states, if any.
 
         A statement for several states returns a page of each, so that an index gives the order. They are merged here.
         """
-        filters = frozenset(values) - {"tenant_id"}
+        filters = _given(values)
         values |= _numbered(wanted)
         if limit is not None:
             values["limit"] = page_limit(limit)
@@ -550,7 +513,7 @@ class DjangoDb(Db):
             values["created_at"] = created_at
             values["id"] = id
         query = queries.list_rows(
-            queries.TABLES[record],
+            table,
             filters,
             len(wanted),
             before=before is not None,
@@ -561,14 +524,32 @@ class DjangoDb(Db):
             rows.sort(key=lambda row: (row.created_at, row.id), reverse=True)
         return rows[: values.get("limit")]
 
-    def _touch(self, touch: queries.Touch, values: dict[str, Any]) -> set[str]:
-        """Record that the rows were used, and return the ids that exist.
+    def _touch(
+        self,
+        table: queries.Table,
+        values: dict[str, Any],
+        runner_id: str | None = None,
+        *,
+        skip_locked: bool = False,
+    ) -> set[str]:
+        """Record that the row ``id``, or those in the JSON array ``ids``, were used, and return the ids that exist.
 
-        With ``touch_interval`` a row that was touched more recently is only read.
+        With a ``runner_id``, sessions that are not on that runner count as absent. With ``touch_interval`` a row that
+        was touched more recently is only read.
         """
+        if runner_id is not None:
+            values["runner_id"] = identifier("Runner id", runner_id)
+        interval = self._touch_interval
+        touch = queries.touch(
+            table,
+            has_interval=bool(interval),
+            many="ids" in values,
+            of_runner="runner_id" in values,
+            skip_locked=skip_locked,
+        )
         there: set[str] = set()
-        if self._touch_interval:
-            interval = timedelta(seconds=self._touch_interval)
+        if interval:
+            values["interval"] = interval
             values["touched_before"] = datetime.now(UTC) - interval
             # Read first, because most touches come too soon after another; the update checks again.
             rows = self._executor.all(_pair, touch.is_due, **values)
@@ -741,16 +722,8 @@ class DjangoDb(Db):
             for row in rows:
                 found[getattr(row, key)] = row
             return found
-        touched_record: type[SessionRecord] | type[SandboxRecord] = SandboxRecord
-        if method == "touch_session":
-            touched_record = SessionRecord
-        free = queries.touch(
-            queries.TABLES[touched_record],
-            self._touch_interval,
-            many=True,
-            skip_locked=True,
-        )
-        touched = self._touch(free, {"ids": wanted})
+        table = queries.TOUCH_EACH[method]
+        touched = self._touch(table, {"ids": wanted}, skip_locked=True)
         return dict.fromkeys(touched, True)
 
     def _rest(self) -> None:
@@ -765,6 +738,11 @@ def _unused_since(instant: datetime | None) -> dict[str, datetime]:
     if instant is None:
         return {}
     return {"unused_since": aware_instant("unused_since", instant)}
+
+
+def _given(values: dict[str, Any]) -> frozenset[str]:
+    """Return the names of the values that are not None."""
+    return frozenset(name for name in values if values[name] is not None)
 
 
 def _numbered(values: list[str]) -> dict[str, str]:

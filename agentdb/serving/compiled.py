@@ -25,10 +25,10 @@ from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
 from django.db.models.sql import Query as SqlQuery
 from django.db.models.sql.compiler import SQLCompiler
 
-from agentdb.expressions import ServerAgo, ServerNow, ServerPast
+from agentdb.expressions import ServerAgo, ServerNow
 
 Row = tuple[Any, ...]
-# The name of a value, or a constant, and its conversion.
+# The name of a value, or None for a constant; the stand-in, or the constant; the conversion.
 Slot = tuple[str | None, Any, Callable[[Any], Any] | None]
 
 # A caller's value cannot be mistaken for a stand-in: the text is a Unicode noncharacter, and the instant is
@@ -88,10 +88,6 @@ class Parameters:
         """Return the current time: the server's, or on SQLite the parameter ``now``."""
         return ServerNow(self._here("now"))
 
-    def past(self, name: str, seconds: float) -> ServerPast:
-        """Return the current time minus some seconds: by the server's clock, or on SQLite the parameter."""
-        return ServerPast(self._here(name), seconds)
-
     def ago(self, name: str, length: str) -> ServerAgo:
         """Return the current time minus the parameter ``length``, a ``timedelta``; on SQLite the parameter ``name``.
 
@@ -131,11 +127,10 @@ class Parameters:
     def slot(self, value: object) -> Slot:
         """Return what a statement has in the place of this value."""
         name = self.name(value)
-        if name is None:
-            return None, value, None
+        convert = None
         if name in self._instants and not self.has_server:
-            return name, None, _instant_to_sqlite
-        return name, None, None
+            convert = _instant_to_sqlite
+        return name, value, convert
 
     def without_place(self, slots: list[Slot]) -> list[str]:
         """Return the names that must be in the statement and are not."""
@@ -157,7 +152,7 @@ class Statement:
     has_now: bool  # the parameter "now"; a server has its own clock
     # Changes at most this many rows; the statement is repeated until it changes fewer.
     batch: int | None = None
-    # An inserted row: the names of its values, or constants.
+    # An inserted row: the names of its values, or None, and constants.
     row: tuple[tuple[str | None, Any], ...] = ()
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:
@@ -403,13 +398,9 @@ def _parameters(connection: BaseDatabaseWrapper) -> Parameters:
 
 
 def _given(parameters: Parameters, value: Any) -> tuple[str | None, Any]:
-    """Return the name of an inserted value, or the constant."""
-    if isinstance(value, ServerNow):
-        return "now", None
-    name = parameters.name(value)
-    if name is None:
-        return None, value
-    return name, None
+    """Return the name of an inserted value, or None, and the constant."""
+    name = "now" if isinstance(value, ServerNow) else parameters.name(value)
+    return name, value
 
 
 def _assignments(

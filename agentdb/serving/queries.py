@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db.models import (
     Case,
@@ -50,11 +50,22 @@ from agentdb.serving.compiled import (
     Update,
 )
 
-Table = type[Session] | type[Sandbox]
-TABLES: dict[type[SessionRecord] | type[SandboxRecord], Table] = {
-    SessionRecord: Session,
-    SandboxRecord: Sandbox,
-}
+
+class Table(NamedTuple):
+    """Sessions or sandboxes, for the queries that both have."""
+
+    model: type[Model]
+    time: str  # the column of the last sign of life, or use
+    state: str
+
+
+SESSIONS = Table(Session, "last_active_at", "status")
+SANDBOXES = Table(Sandbox, "last_used_at", "state")
+
+
+def _by_id(model: type[Model]) -> Callable[[Parameters], Any]:
+    """Return what finds one row."""
+    return lambda p: p.rows(model).filter(id=p.text("id"))
 
 
 def _each(model: type[Model], key: str) -> Select:
@@ -95,20 +106,21 @@ class Touch:
 
 @cache
 def touch(
-    model: Table,
-    interval: float,
+    table: Table,
     *,
+    has_interval: bool = False,
     many: bool = False,
     of_runner: bool = False,
     skip_locked: bool = False,
 ) -> Touch:
-    """Return the queries for a time that is rewritten when it is ``interval`` seconds old; 0 is always.
+    """Return the queries for the time of the last sign of life or use.
 
-    For the row ``id``, or with ``many`` those in the JSON array ``ids``; with ``of_runner`` only those on
-    ``runner_id``. With ``skip_locked`` PostgreSQL leaves out rows that other transactions have locked, so the statement
-    waits for none of them. ``touched_before`` is the current time minus the interval, for SQLite.
+    With ``has_interval`` it is rewritten only when it is older than ``interval``, a ``timedelta``; ``touched_before``
+    is the current time minus that, for SQLite. For the row ``id``, or with ``many`` those in the JSON array ``ids``;
+    with ``of_runner`` only those on ``runner_id``. With ``skip_locked`` PostgreSQL leaves out rows that other
+    transactions have locked, so the statement waits for none of them.
     """
-    column = "last_active_at" if model is Session else "last_used_at"
+    model, column, _ = table
 
     def is_asked(p: Parameters) -> Any:
         if many:
@@ -122,9 +134,9 @@ def touch(
         return found
 
     def is_due(p: Parameters) -> Q:
-        if not interval:
+        if not has_interval:
             return Q()
-        latest = p.past("touched_before", interval)
+        latest = p.ago("touched_before", "interval")
         return Q(**{f"{column}__lt": latest})
 
     def with_due(p: Parameters) -> Any:
@@ -203,9 +215,7 @@ INSERT_SESSION = Insert(
     ),
     returning=False,
 )
-GET_SESSION = Select(
-    lambda p: p.rows(Session).filter(id=p.text("id")),
-)
+GET_SESSION = Select(_by_id(Session))
 
 
 Condition = Callable[[Parameters], Any]
@@ -247,9 +257,7 @@ UPDATE_SESSION_RUNNER_IF_NONE = _update_session(
     "runner_id",
     lambda p: Q(runner_id__isnull=True),
 )
-DELETE_SESSION = Delete(
-    lambda p: p.rows(Session).filter(id=p.text("id")),
-)
+DELETE_SESSION = Delete(_by_id(Session))
 
 
 def _claim_session(*, silent: bool) -> Update:
@@ -282,12 +290,11 @@ CLAIM_SESSION = _claim_session(silent=False)
 CLAIM_SILENT_SESSION = _claim_session(silent=True)
 
 
-def _of_tenant(p: Parameters, model: Table, filters: frozenset[str]) -> Any:
-    """Return the tenant's rows that equal the parameters named in ``filters``."""
+def _equal(p: Parameters, model: type[Model], filters: frozenset[str]) -> Any:
+    """Return the rows that equal the parameters named in ``filters``, of which the tenant is always one."""
     # Sorted, because the order in a set, and with it the SQL, would change from process to process.
     wanted = {name: p.text(name) for name in sorted(filters)}
-    rows = p.tenant(model)
-    return rows.filter(**wanted)
+    return model._default_manager.filter(**wanted)
 
 
 def _page(p: Parameters, rows: Any, *, before: bool, limit: bool) -> Any:
@@ -309,22 +316,22 @@ def _page(p: Parameters, rows: Any, *, before: bool, limit: bool) -> Any:
 
 @cache
 def list_rows(
-    model: Table,
+    table: Table,
     filters: frozenset[str],
-    values: int = 0,
+    values: int,
     *,
     before: bool,
     limit: bool,
 ) -> Select:
-    """Return the query for a page of the tenant's rows that equal the parameters named in ``filters``.
+    """Return the query for a page of the rows that equal the parameters named in ``filters``.
 
     ``values`` is the number of statuses or states, ``value0``, ``value1`` and so on. It returns a page for each,
     because the index has the order only within one. The caller merges the pages.
     """
-    column = "status" if model is Session else "state"
+    model, _, column = table
 
     def build(p: Parameters) -> Any:
-        rows = _of_tenant(p, model, filters)
+        rows = _equal(p, model, filters)
         if values == 0:
             return _page(p, rows, before=before, limit=limit)
         pages = []
@@ -351,10 +358,10 @@ def _one_of(p: Parameters, column: str, values: int) -> Q:
 
 @cache
 def count_sessions(filters: frozenset[str], statuses: int) -> SelectCount:
-    """Count the tenant's sessions; with ``statuses`` only those in ``value0``, ``value1`` and so on."""
+    """Count such sessions; with ``statuses`` only those in ``value0``, ``value1`` and so on."""
 
     def build(p: Parameters) -> Any:
-        sessions = _of_tenant(p, Session, filters)
+        sessions = _equal(p, Session, filters)
         is_counted = _one_of(p, "status", statuses)
         return sessions.filter(is_counted)
 
@@ -382,8 +389,10 @@ def _longest_inactive_first(sessions: Any) -> Any:
     return sessions.order_by("last_active_at", by_id)
 
 
-def _silent(*, limit: bool) -> Select:
+@cache
+def silent_sessions(*, limit: bool) -> Select:
     """Return the query for the live sessions without a sign of life since ``older_than``."""
+    # Reads all live sessions and no others; PRUNE_SESSIONS says why no index has last_active_at.
 
     def build(p: Parameters) -> Any:
         older_than = p.instant("older_than")
@@ -394,13 +403,6 @@ def _silent(*, limit: bool) -> Select:
         return in_order[: p.limit("limit")]
 
     return Select(build)
-
-
-# Reads all live sessions and no others; PRUNE_SESSIONS says why no index has last_active_at.
-GET_SILENT_SESSIONS = {
-    False: _silent(limit=False),
-    True: _silent(limit=True),
-}
 
 
 def _pause(p: Parameters) -> dict[str, object]:
@@ -478,11 +480,9 @@ INSERT_SANDBOX = Insert(
     ),
     returning=False,
 )
-GET_SANDBOX = Select(
-    lambda p: p.rows(Sandbox).filter(id=p.text("id")),
-)
+GET_SANDBOX = Select(_by_id(Sandbox))
 UPDATE_SANDBOX_STATE = Update(
-    lambda p: p.rows(Sandbox).filter(id=p.text("id")),
+    _by_id(Sandbox),
     lambda p: {"state": p.text("state")},
 )
 UPDATE_SANDBOX_STATE_IF = Update(
@@ -493,7 +493,7 @@ UPDATE_SANDBOX_STATE_IF = Update(
     lambda p: {"state": p.text("state")},
 )
 UPDATE_SANDBOX_SESSION = Update(
-    lambda p: p.rows(Sandbox).filter(id=p.text("id")),
+    _by_id(Sandbox),
     lambda p: {"session_id": p.text("session_id")},
 )
 
@@ -524,7 +524,8 @@ _EVICTED_IN_TURN = (
 )
 
 
-def _best_eviction_candidate(*, unused_since: bool) -> Select:
+@cache
+def best_eviction_candidate(*, unused_since: bool) -> Select:
     """Return the query for the sandbox to evict first; with ``unused_since`` only one that was last used before."""
 
     def first_of(p: Parameters, state: SandboxState) -> Any:
@@ -539,12 +540,6 @@ def _best_eviction_candidate(*, unused_since: bool) -> Select:
         return p.rows(Sandbox).filter(IsRow(F("id"), best))
 
     return Select(build)
-
-
-GET_BEST_EVICTION_CANDIDATE = {
-    False: _best_eviction_candidate(unused_since=False),
-    True: _best_eviction_candidate(unused_since=True),
-}
 
 
 def _free(p: Parameters, state: SandboxState, rows: Any) -> Any:
@@ -580,12 +575,10 @@ def _claim_eviction(state: SandboxState, unused_since: bool) -> Update | Delete:
     return Update(build, _to_cold, returning=True)
 
 
-CLAIM_EVICTION_CANDIDATE = {
-    unused_since: {
-        state: _claim_eviction(state, unused_since) for state in _EVICTED_IN_TURN
-    }
-    for unused_since in (False, True)
-}
+@cache
+def claims_of_eviction(*, unused_since: bool) -> dict[SandboxState, Update | Delete]:
+    """Return a query for each state, in the order in which they are to be tried."""
+    return {state: _claim_eviction(state, unused_since) for state in _EVICTED_IN_TURN}
 
 
 def _in_pool(p: Parameters) -> Any:
@@ -621,9 +614,7 @@ def _unused(state: SandboxState) -> Select:
 
 GET_IDLE_SANDBOXES = _unused(SandboxState.WAITING)
 GET_COLD_SANDBOXES = _unused(SandboxState.COLD)
-DELETE_SANDBOX = Delete(
-    lambda p: p.rows(Sandbox).filter(id=p.text("id")),
-)
+DELETE_SANDBOX = Delete(_by_id(Sandbox))
 # "Not equal" would read the whole table; "less or greater" reads two ranges of the index.
 MARK_ALL_SANDBOXES_COLD = Update(
     lambda p: _in_order(
@@ -669,8 +660,9 @@ READ_EACH: dict[str, tuple[str, type, Select]] = {
         _each(ApiKey, "key_hash"),
     ),
 }
+TOUCH_EACH = {"touch_session": SESSIONS, "touch_sandbox": SANDBOXES}
 # The methods of which several calls, each with one id, can be one statement.
-DO_EACH = (*READ_EACH, "touch_session", "touch_sandbox")
+DO_EACH = (*READ_EACH, *TOUCH_EACH)
 INSERT_API_KEY = Insert(
     lambda p: ApiKey(
         id=p.text("id"),
@@ -682,6 +674,4 @@ INSERT_API_KEY = Insert(
     returning=False,
 )
 LIST_API_KEYS = Select(lambda p: p.tenant(ApiKey).newest_first())
-DELETE_API_KEY = Delete(
-    lambda p: p.rows(ApiKey).filter(id=p.text("id")),
-)
+DELETE_API_KEY = Delete(_by_id(ApiKey))

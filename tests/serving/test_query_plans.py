@@ -140,7 +140,7 @@ def _touch_together(db: DjangoDb) -> None:
     """The same for touches."""
     from agentdb.serving import queries
 
-    touch = queries.touch(queries.TABLES[SessionRecord], 0, many=True, skip_locked=True)
+    touch = queries.touch(queries.SESSIONS, many=True, skip_locked=True)
     ids = json.dumps([f"s{number}" for number in range(100)])
     db._executor.all(str, touch.update, ids=ids)
 
