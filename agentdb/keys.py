@@ -6,8 +6,12 @@ import hashlib
 import hmac
 import os
 import secrets
+import uuid
+from types import TracebackType
+from typing import Self
 
 from agentdb.errors import InvalidInputError
+from agentdb.interface import ApiKeyRecord, Db
 
 PREFIX = "agentdb_"
 SECRET_VARIABLE = "AGENTDB_KEY_SECRET"
@@ -58,6 +62,29 @@ class KeyHashes:
             )
         # Both, so that keys that were issued before a secret was set stay valid.
         return self.hash(plain), bare_hash(plain)
+
+
+class KeyIssuer(Db):
+    """A ``Db`` that makes API keys, and closes at the end of a ``with``."""
+
+    _hashes: KeyHashes
+
+    def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
+        plain, key_hash = self._hashes.generate()
+        id = str(uuid.uuid4())
+        record = self.insert_api_key(id, tenant_id, key_hash, label)
+        return plain, record
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def bare_hash(plain: str) -> str:

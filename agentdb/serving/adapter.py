@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from types import EllipsisType, TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import connections
 
@@ -35,7 +35,6 @@ from agentdb.interface import (
     DEFAULT_TENANT_ID,
     AgentRecord,
     ApiKeyRecord,
-    Db,
     Health,
     SandboxRecord,
     SandboxStateInput,
@@ -44,7 +43,7 @@ from agentdb.interface import (
     SessionStatusesInput,
     SessionStatusInput,
 )
-from agentdb.keys import KeyHashes
+from agentdb.keys import KeyHashes, KeyIssuer
 from agentdb.schema.other_tables import check_session_tables
 from agentdb.serving.connections.threads import Threads
 from agentdb.serving.executor import Executor
@@ -58,7 +57,7 @@ R = TypeVar("R")
 Listed = TypeVar("Listed", SessionRecord, SandboxRecord)
 
 
-class DjangoDb(Db):
+class DjangoDb(KeyIssuer):
     """``Db`` on the connections of one of Django's database aliases; safe to share among threads.
 
     Every thread has its own connection, which is Django's, so calls join a transaction that the caller has open on
@@ -79,7 +78,7 @@ class DjangoDb(Db):
         from agentdb.serving import queries
 
         self.alias = alias
-        self._keys = KeyHashes(key_secret)
+        self._hashes = KeyHashes(key_secret)
         self._executor = _executor or Executor(Threads(alias))
         own = connections.settings[alias].get("AGENTDB", {})
         self._touch_interval = timedelta(seconds=own.get("touch_interval", 0))
@@ -91,17 +90,6 @@ class DjangoDb(Db):
         except AgentDbError:
             place = f"the alias {self.alias!r}"
         return f"<DjangoDb: {place}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- agents
 
@@ -607,18 +595,8 @@ class DjangoDb(Db):
             id=identifier("API key id", id),
         )
 
-    def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
-        plain, key_hash = self._keys.generate()
-        record = self.insert_api_key(
-            str(uuid.uuid4()),
-            tenant_id,
-            key_hash,
-            label,
-        )
-        return plain, record
-
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
-        key_hash, bare_hash = self._keys.known(plain)
+        key_hash, bare_hash = self._hashes.known(plain)
         found = self._executor.all(
             ApiKeyRecord,
             queries.GET_API_KEYS_BY_HASHES,

@@ -184,12 +184,8 @@ class Executor:
         Raises ``DuplicateKeyError`` if its key is taken; ``duplicate`` is the message, with the values' names in
         braces.
         """
-        wrapper = self.threads.slot().wrapper
-        run = self._insert
-        if self.threads.engine.has_server and wrapper.in_atomic_block:
-            run = self._insert_in_block
         try:
-            statement, returned = run(query, values)
+            statement, returned = self._insert(query, values)
         # The driver's text names a constraint and shows values; the caller is told which of its own arguments is
         # taken.
         except DuplicateKeyError as error:
@@ -199,29 +195,25 @@ class Executor:
             [[values["now"]]] = returned  # by the server's clock
         return make(*statement.given(values))
 
-    def _insert_in_block(
-        self,
-        query: Insert,
-        values: dict[str, Any],
-    ) -> tuple[Statement, list[Row]]:
-        """Insert so that a taken key, which the caller expects, does not fail the whole transaction.
-
-        PostgreSQL refuses everything after an error until the transaction ends.
-        """
-        statement, returned = self._insert(unless_taken(query), values)
-        if returned:
-            return statement, returned
-        # The key is taken. Run the plain insert for the error that says so, in a savepoint, which rolls back alone.
-        # The first statement needs none: two round trips less for the insert that succeeds.
-        return self.transaction(lambda inside: inside._insert(query, values))
-
     def _insert(
         self,
         query: Insert,
         values: dict[str, Any],
     ) -> tuple[Statement, list[Row]]:
-        """Insert, and return a server's time; SQLite returns no row."""
-        return self._run(query, values, _fetch_all)
+        """Insert, and return a server's time; SQLite returns no row.
+
+        A taken key, which the caller expects, does not fail the whole transaction.
+        """
+        slot = self.threads.slot()
+        if not (slot.engine.has_server and slot.wrapper.in_atomic_block):
+            return self._run(query, values, _fetch_all)
+        # PostgreSQL refuses everything after an error until the transaction ends.
+        statement, returned = self._run(unless_taken(query), values, _fetch_all)
+        if returned:
+            return statement, returned
+        # The key is taken. Run the plain insert for the error that says so, in a savepoint, which rolls back alone.
+        # The first statement needs none: two round trips less for the insert that succeeds.
+        return self.transaction(lambda inside: inside._run(query, values, _fetch_all))
 
     def _run(
         self,
@@ -283,9 +275,11 @@ class Executor:
                 return self._run_alone(slot, statement, params, consume, began)
             return self._run_in_block(slot, block, statement, params, consume)
         finally:
-            if slot.engine.slow_call_seconds is not None:
+            longest = slot.engine.slow_call_seconds
+            if longest is not None:
                 took = time.monotonic() - began
-                _log_if_slow(slot.engine, took, statement.sql)
+                if took > longest:
+                    _log_slow(slot.engine, took, statement.sql)
 
     def _compile(self, query: Query, slot: Slot) -> Statement:
         """Compile the query and keep the statement; two threads that do so at once get the same SQL."""
@@ -420,7 +414,9 @@ class Executor:
         slot = self.threads.slot()
         with slot.lock:
             for retry in count():
-                part = self._part_of(slot)
+                # A savepoint in a transaction that is open, ours or the host's.
+                block = block_of(slot)
+                part = Transaction(slot) if block is None else Savepoint(slot, block)
                 try:
                     return self._transact(slot, part, work)
                 # Also KeyboardInterrupt, SystemExit and GeneratorExit roll back; they are never retried.
@@ -449,13 +445,6 @@ class Executor:
         self._threads.slot()
         part.commit()
         return result
-
-    def _part_of(self, slot: Slot) -> Part:
-        """Return a part to begin: a transaction, or a savepoint in one that is open, ours or the host's."""
-        block = block_of(slot)
-        if block is None:
-            return Transaction(slot)
-        return Savepoint(slot, block)
 
 
 def _explained(
@@ -492,11 +481,8 @@ def _log_retry(slot: Slot, failure: BaseException) -> None:
     )
 
 
-def _log_if_slow(engine: Engine, took: float, sql: str) -> None:
+def _log_slow(engine: Engine, took: float, sql: str) -> None:
     """Log a statement, with placeholders for its values, that took longer than ``slow_call_seconds``."""
-    longest = engine.slow_call_seconds
-    if longest is None or took <= longest:
-        return
     logger.warning(
         "%s took %.3f seconds: %s",
         engine.describe(),

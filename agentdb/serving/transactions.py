@@ -31,6 +31,8 @@ class Block:
 
     def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
         self._wrapper = wrapper
+        # What Django's wrapper had open around it: in a host's transaction its outermost atomic().
+        self.outermost = wrapper.atomic_blocks[:1]
         self.failure: AgentDbError | None = None
         self.fault: Fault | None = None
 
@@ -39,6 +41,14 @@ class Block:
         self.failure, self.fault = failure, fault
         self._wrapper.needs_rollback = True
         return failure
+
+    def fail_by(
+        self, slot: Slot, error: BaseException, *, writing: bool = False
+    ) -> AgentDbError:
+        """Mark it as failed by the driver's error of a statement in it, and return the ``AgentDbError``."""
+        cause = driver_error(error)
+        fault = slot.fault(cause, writing=writing)
+        return self.fail(slot.engine.explain(fault, cause), fault)
 
     def check(self) -> Block:
         """Return this, or raise the failure in it."""
@@ -70,14 +80,6 @@ class Block:
             self.failure = self.fault = None
 
 
-class HostBlock(Block):
-    """A transaction that the host opened with Django's ``atomic()``."""
-
-    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
-        super().__init__(wrapper)
-        self.outermost = wrapper.atomic_blocks[:1]
-
-
 def block_of(slot: Slot) -> Block | None:
     """Return the open transaction of the slot, ours or the host's, according to Django's wrapper."""
     wrapper = slot.wrapper
@@ -94,8 +96,8 @@ def block_of(slot: Slot) -> Block | None:
     # The host tells nobody when its transaction ends. Its outermost block tells whether a failure that was noted
     # belongs to this one.
     known = slot.host_block
-    if not isinstance(known, HostBlock) or known.outermost != blocks[:1]:
-        known = slot.host_block = HostBlock(wrapper)
+    if not isinstance(known, Block) or known.outermost != blocks[:1]:
+        known = slot.host_block = Block(wrapper)
     return known
 
 
@@ -163,7 +165,7 @@ class Transaction(Block):
 
     def failed(self, error: Exception) -> AgentDbError:
         """Mark it as failed by the driver's error, and return the ``AgentDbError``."""
-        return _failed(self, self._slot, error)
+        return self.fail_by(self._slot, error)
 
     def commit(self) -> None:
         """Commit, or roll back and raise: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
@@ -202,15 +204,12 @@ class Transaction(Block):
 
     def _end_badly(self, error: BaseException, *, committing: bool) -> None:
         """Roll back, and raise the driver's error as an ``AgentDbError``."""
-        slot = self._slot
-        if not isinstance(error, slot.engine.errors):
-            self._roll_back()
-            return
-        cause = driver_error(error)
-        fault = slot.fault(cause, writing=committing)
-        failure = self.fail(slot.engine.explain(fault, cause), fault)
+        failure = None
+        if isinstance(error, self._slot.engine.errors):
+            failure = self.fail_by(self._slot, error, writing=committing)
         self._roll_back()
-        raise failure from cause
+        if failure is not None:
+            raise failure from driver_error(error)
 
     def _roll_back(self) -> None:
         """Roll back. If an asynchronous exception interrupts this, ``ready`` finds and resets the connection."""
@@ -262,7 +261,7 @@ class Savepoint:
         return self._block.check()
 
     def failed(self, error: Exception) -> AgentDbError:
-        return _failed(self._block, self._slot, error)
+        return self._block.fail_by(self._slot, error)
 
     def commit(self) -> None:
         try:
@@ -304,14 +303,6 @@ class Savepoint:
 
 
 Part = Transaction | Savepoint
-
-
-def _failed(block: Block, slot: Slot, error: Exception) -> AgentDbError:
-    """Mark the transaction as failed by the driver's error of a statement in it, and return the ``AgentDbError``."""
-    cause = driver_error(error)
-    fault = slot.fault(cause, writing=False)
-    failure = slot.engine.explain(fault, cause)
-    return block.fail(failure, fault)
 
 
 def _check_use(thread: int, *, is_over: bool) -> None:

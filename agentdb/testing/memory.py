@@ -11,8 +11,8 @@ from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import wraps
-from types import EllipsisType, TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from types import EllipsisType
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from agentdb.errors import (
     AgentDbError,
@@ -43,109 +43,110 @@ from agentdb.interface import (
     SessionStatusesInput,
     SessionStatusInput,
 )
-from agentdb.keys import KeyHashes
+from agentdb.keys import KeyHashes, KeyIssuer
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Record = TypeVar(
     "Record", bound=AgentRecord | SessionRecord | SandboxRecord | ApiKeyRecord
 )
-Dated = TypeVar("Dated", SessionRecord, SandboxRecord, ApiKeyRecord)
-Paged = TypeVar("Paged", SessionRecord, SandboxRecord)
 
 _RUNNING = (SessionStatus.ACTIVE, SessionStatus.STARTING)
 _FINISHED = (SessionStatus.ENDED, SessionStatus.STOPPED, SessionStatus.ERROR)
 _EVICTED_FIRST = [SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING]
 
 
-class _Table(Generic[Record]):
-    """One table, as a ``Db`` sees it: all rows, or those of a tenant."""
+class _Rows(Generic[Record]):
+    """Rows of one table: all, or those that have the wanted values."""
 
     def __init__(
         self,
         last: str,
         rows: dict[str, Record],
-        tenant_id: str | None = None,
+        wanted: dict[str, Any],
     ) -> None:
-        # Of all tenants, by id: the views of a Db share the dictionary.
-        self.rows = rows
         # The column with the time of the last activity or use.
         self._last = last
-        self._tenant_id = tenant_id
+        # The whole table, by id: what is narrowed shares the dictionary.
+        self.rows = rows
+        self._wanted = wanted
 
-    def of_tenant(self, tenant_id: str) -> _Table[Record]:
-        return _Table(self._last, self.rows, tenant_id)
-
-    def all(self, **wanted: Any) -> list[Record]:
-        """Return all rows with the wanted values.
+    def where(self, **wanted: Any) -> _Rows[Record]:
+        """Return those of the rows that have these values.
 
         A column is compared with a string, with a collection of which any will do, or not at all if it is None.
         """
-        return [row for row in self.rows.values() if self._fits(row, wanted)]
+        narrowed = self._wanted.copy()
+        for column, value in wanted.items():
+            if value is not None:
+                any_of = [value] if isinstance(value, str) else value
+                narrowed[column] = dict.fromkeys(any_of)
+        return _Rows(self._last, self.rows, narrowed)
 
-    def only(self, **wanted: Any) -> Record | None:
-        """Return the one row that has the wanted values, or None."""
-        for row in self.all(**wanted):
+    def all(self) -> list[Record]:
+        """Return the rows: in the order of the ids that are wanted, or else as they were inserted."""
+        ids = self._wanted.get("id", self.rows)
+        rows = [self.rows[id] for id in ids if id in self.rows]
+        return [row for row in rows if self._fits(row)]
+
+    def first(self) -> Record | None:
+        for row in self.all():
             return row
         return None
 
-    def get(self, id: str, **wanted: Any) -> Record | None:
-        """Return the row with that id, or None if it does not have the wanted values too."""
-        row = self.rows.get(id)
-        if row is None or not self._fits(row, wanted):
-            return None
-        return row
+    def untouched(self, since: datetime | None = None) -> list[Record]:
+        """Return the rows that were not touched since then, the longest untouched first."""
+        rows = self.all()
+        rows.sort(key=lambda row: (getattr(row, self._last), row.id))
+        return [
+            row for row in rows if since is None or getattr(row, self._last) < since
+        ]
+
+    def page(
+        self,
+        limit: int | None = None,
+        before: object = None,
+        record: Any = None,
+    ) -> list[Record]:
+        """Return the newest rows, at most so many, of those that come after the record or cursor."""
+        rows = sorted(self.all(), key=_place, reverse=True)
+        if before is not None:
+            position = page_position(before, record)
+            rows = [row for row in rows if _place(row) < position]
+        return rows[:limit]
 
     def put(self, row: Record) -> Record:
         """Insert the row, or replace the one with its id; return it."""
         self.rows[row.id] = row
         return row
 
-    def update(self, row: Record | None, **values: Any) -> bool:
-        """Set columns of the row, and return whether there is one."""
-        if row is None:
-            return False
-        self.rows[row.id] = replace(row, **values)
-        return True
+    def change(self, now: datetime | None = None, **values: Any) -> list[str]:
+        """Set columns of the rows, with ``now`` also the time of their last activity or use, and return their ids."""
+        rows = self.all()
+        for row in rows:
+            if now is not None:
+                # The clock may go back, but this time only moves forward.
+                values[self._last] = max(now, getattr(row, self._last))
+            self.put(replace(row, **values))
+        return [row.id for row in rows]
 
-    def touch(self, row: Record | None, now: datetime, **values: Any) -> bool:
-        """Set columns of the row and the time of its last activity or use, and return whether there is one."""
-        if row is None:
-            return False
-        # The clock may go back, but this time only moves forward.
-        before = getattr(row, self._last)
-        values[self._last] = max(before, now)
-        return self.update(row, **values)
+    def delete(self) -> int:
+        """Delete the rows, and return how many that were."""
+        rows = self.all()
+        for row in rows:
+            del self.rows[row.id]
+        return len(rows)
 
-    def untouched(self, since: datetime | None, **wanted: Any) -> list[Record]:
-        """Return the rows with the wanted values that were not touched since then, the longest untouched first."""
+    def _fits(self, row: Record) -> bool:
+        return all(
+            getattr(row, column) in any_of for column, any_of in self._wanted.items()
+        )
 
-        def place(row: Record) -> tuple[datetime, str]:
-            return getattr(row, self._last), row.id
 
-        rows = self.all(**wanted)
-        if since is not None:
-            rows = [row for row in rows if getattr(row, self._last) < since]
-        return sorted(rows, key=place)
-
-    def delete(self, id: str) -> bool:
-        """Delete the row, and return whether there was one."""
-        if self.get(id) is None:
-            return False
-        del self.rows[id]
-        return True
-
-    def _fits(self, row: Record, wanted: dict[str, Any]) -> bool:
-        """Return whether the row is of the tenant, if there is one, and has the wanted values."""
-        if self._tenant_id not in (None, row.tenant_id):
-            return False
-        for column, value in wanted.items():
-            if value is None:
-                continue
-            any_of = [value] if isinstance(value, str) else value
-            if getattr(row, column) not in any_of:
-                return False
-        return True
+def _place(row: Record) -> tuple[datetime, str]:
+    """Return by what rows are listed."""
+    # Python compares strings by code point, which is the order that the SQL asks every engine for.
+    return row.created_at, row.id
 
 
 class _Transaction:
@@ -193,7 +194,16 @@ def _call(
     return call
 
 
-class MemoryDb(Db):
+def _with_checks(kind: type[R]) -> type[R]:
+    """Make each method of ``Db`` a call, but those that check by themselves, or do something once it is closed."""
+    for name in {*vars(Db)} - {"for_tenant", "run_transaction", "close"}:
+        if not name.startswith("_"):
+            setattr(kind, name, _call(getattr(kind, name)))
+    return kind
+
+
+@_with_checks
+class MemoryDb(KeyIssuer):
     """A ``Db`` that behaves like the real ones, errors included, and keeps its rows in memory.
 
     Threads take turns, so a transaction has the database to itself and no call conflicts. ``clock`` returns the time of
@@ -208,30 +218,18 @@ class MemoryDb(Db):
     ) -> None:
         self._hashes = KeyHashes(key_secret)
         self._clock = clock or (lambda: datetime.now(UTC))
-        self._agents: _Table[AgentRecord] = _Table("updated_at", {})
-        self._sessions: _Table[SessionRecord] = _Table("last_active_at", {})
-        self._sandboxes: _Table[SandboxRecord] = _Table("last_used_at", {})
-        self._keys: _Table[ApiKeyRecord] = _Table("created_at", {})
+        self._agents: _Rows[AgentRecord] = _Rows("updated_at", {}, {})
+        self._sessions: _Rows[SessionRecord] = _Rows("last_active_at", {}, {})
+        self._sandboxes: _Rows[SandboxRecord] = _Rows("last_used_at", {}, {})
+        self._keys: _Rows[ApiKeyRecord] = _Rows("created_at", {}, {})
         self._lock = threading.RLock()
         self._tenant_id: str | None = None
         self._whole = self
         self._transaction: _Transaction | None = None  # that this is the view of
         self._closed = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     # -- agents
 
-    @_call
     def upsert_agent(
         self,
         name: str,
@@ -239,7 +237,7 @@ class MemoryDb(Db):
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> AgentRecord:
         now = self._now()
-        old = self._agents.only(name=name, tenant_id=tenant_id)
+        old = self._agents.where(name=name, tenant_id=tenant_id).first()
         if old is None:
             id = str(uuid.uuid4())
             agent = AgentRecord(
@@ -260,37 +258,22 @@ class MemoryDb(Db):
             )
         return self._agents.put(agent)
 
-    @_call
     def get_agent(
         self, name: str, tenant_id: str = DEFAULT_TENANT_ID
     ) -> AgentRecord | None:
-        return self._agents.only(name=name, tenant_id=tenant_id)
+        return self._agents.where(name=name, tenant_id=tenant_id).first()
 
-    @_call
     def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
-        def by_name(agent: AgentRecord) -> str:
-            return agent.name
+        agents = self._agents.where(tenant_id=tenant_id).all()
+        return sorted(agents, key=lambda agent: agent.name)
 
-        agents = self._agents.all(tenant_id=tenant_id)
-        return sorted(agents, key=by_name)
-
-    @_call
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
         # Whether or not the agent exists: sessions name it by a soft reference, and may have outlived it.
-        sessions = self._sessions.all(
-            agent_name=name,
-            tenant_id=tenant_id,
-        )
-        for session in sessions:
-            self._sessions.delete(session.id)
-        agent = self._agents.only(name=name, tenant_id=tenant_id)
-        if agent is None:
-            return False
-        return self._agents.delete(agent.id)
+        self._sessions.where(agent_name=name, tenant_id=tenant_id).delete()
+        return self._agents.where(name=name, tenant_id=tenant_id).delete() > 0
 
     # -- sessions
 
-    @_call
     def insert_session(
         self,
         id: str,
@@ -313,7 +296,6 @@ class MemoryDb(Db):
         )
         return self._sessions.put(session)
 
-    @_call
     def update_session_status(
         self,
         id: str,
@@ -321,19 +303,13 @@ class MemoryDb(Db):
         *,
         only_if: SessionStatusesInput | None = None,
     ) -> bool:
-        session = self._sessions.get(id, status=only_if)
-        return self._sessions.touch(session, self._now(), status=status)
+        session = self._sessions.where(id=id, status=only_if)
+        return bool(session.change(self._now(), status=status))
 
-    @_call
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
-        session = self._sessions.get(id)
-        return self._sessions.touch(
-            session,
-            self._now(),
-            sandbox_id=sandbox_id,
-        )
+        session = self._sessions.where(id=id)
+        return bool(session.change(self._now(), sandbox_id=sandbox_id))
 
-    @_call
     def update_session_runner(
         self,
         id: str,
@@ -343,14 +319,12 @@ class MemoryDb(Db):
     ) -> bool:
         # Left out, it lets any runner pass; None is a runner like the others, "nobody".
         wanted = None if only_if is ... else [only_if]
-        session = self._sessions.get(id, runner_id=wanted)
-        return self._sessions.touch(session, self._now(), runner_id=runner_id)
+        session = self._sessions.where(id=id, runner_id=wanted)
+        return bool(session.change(self._now(), runner_id=runner_id))
 
-    @_call
     def get_session(self, id: str) -> SessionRecord | None:
-        return self._sessions.get(id)
+        return self._sessions.where(id=id).first()
 
-    @_call
     def list_sessions(
         self,
         tenant_id: str = DEFAULT_TENANT_ID,
@@ -361,15 +335,14 @@ class MemoryDb(Db):
         limit: int | None = None,
         before: SessionRecord | str | None = None,
     ) -> list[SessionRecord]:
-        sessions = self._sessions.all(
+        sessions = self._sessions.where(
             tenant_id=tenant_id,
             agent_name=agent,
             status=status,
             runner_id=runner_id,
         )
-        return _page(SessionRecord, sessions, limit, before)
+        return sessions.page(limit, before, SessionRecord)
 
-    @_call
     def count_sessions(
         self,
         tenant_id: str = DEFAULT_TENANT_ID,
@@ -377,19 +350,16 @@ class MemoryDb(Db):
         agent: str | None = None,
         status: SessionStatusesInput | None = None,
     ) -> int:
-        sessions = self._sessions.all(
+        sessions = self._sessions.where(
             tenant_id=tenant_id,
             agent_name=agent,
             status=status,
         )
-        return len(sessions)
+        return len(sessions.all())
 
-    @_call
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
-        sessions = self._sessions.all(runner_id=runner_id)
-        return _newest_first(sessions)
+        return self._sessions.where(runner_id=runner_id).page()
 
-    @_call
     def claim_session(
         self,
         id: str,
@@ -397,7 +367,8 @@ class MemoryDb(Db):
         *,
         silent_for: timedelta | None = None,
     ) -> SessionRecord | None:
-        session = self._sessions.get(id)
+        wanted = self._sessions.where(id=id)
+        session = wanted.first()
         if session is None or session.status in _FINISHED:
             return None
         now = self._now()
@@ -410,52 +381,39 @@ class MemoryDb(Db):
             may_have_it = True
         if not may_have_it:
             return None
-        self._sessions.touch(session, now, runner_id=runner_id)
-        return self._sessions.get(id)
+        wanted.change(now, runner_id=runner_id)
+        return wanted.first()
 
-    @_call
     def get_silent_sessions(
         self, older_than: datetime, *, limit: int | None = None
     ) -> list[SessionRecord]:
-        silent = self._sessions.untouched(older_than, status=_RUNNING)
-        return silent[:limit]
+        running = self._sessions.where(status=_RUNNING)
+        return running.untouched(older_than)[:limit]
 
-    @_call
     def touch_session(
         self,
         id: str,
         *,
         runner_id: str | None = None,
     ) -> bool:
-        session = self._sessions.get(id, runner_id=runner_id)
-        return self._sessions.touch(session, self._now())
+        session = self._sessions.where(id=id, runner_id=runner_id)
+        return bool(session.change(self._now()))
 
-    @_call
     def touch_sessions(
         self, ids: Collection[str], *, runner_id: str | None = None
     ) -> list[str]:
-        now = self._now()
-        touched = []
-        for id in ids:
-            session = self._sessions.get(id, runner_id=runner_id)
-            was_there = self._sessions.touch(session, now)
-            if was_there:
-                touched.append(id)
-        return touched
+        sessions = self._sessions.where(id=ids, runner_id=runner_id)
+        return sessions.change(self._now())
 
-    @_call
     def delete_session(self, id: str) -> bool:
-        return self._sessions.delete(id)
+        return self._sessions.where(id=id).delete() > 0
 
-    @_call
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
         return self._pause(runner_id)
 
-    @_call
     def bulk_pause_active_sessions(self) -> int:
         return self._pause()
 
-    @_call
     def prune_sessions(
         self,
         ended_before: datetime,
@@ -465,32 +423,19 @@ class MemoryDb(Db):
     ) -> int:
         for table in also:
             raise InvalidInputError(f"No table {table!r} has a column 'session_id'.")
-        finished = self._sessions.untouched(ended_before, status=_FINISHED)
+        finished = self._sessions.where(status=_FINISHED).untouched(ended_before)
         pruned = [session.id for session in finished[:limit]]
-        for sandbox in self._sandboxes.all(state="cold", session_id=pruned):
-            self._sandboxes.delete(sandbox.id)
-        for id in pruned:
-            self._sessions.delete(id)
-        return len(pruned)
+        self._sandboxes.where(state="cold", session_id=pruned).delete()
+        return self._sessions.where(id=pruned).delete()
 
     def _pause(self, runner_id: str | None = None) -> int:
         """Pause what runs, on the runner or on all, and return how many that were."""
-        now = self._now()
-        running = self._sessions.all(
-            status=_RUNNING,
-            runner_id=runner_id,
-        )
-        for session in running:
-            self._sessions.touch(
-                session,
-                now,
-                status="paused",
-            )
-        return len(running)
+        running = self._sessions.where(status=_RUNNING, runner_id=runner_id)
+        paused = running.change(self._now(), status="paused")
+        return len(paused)
 
     # -- sandboxes
 
-    @_call
     def insert_sandbox(
         self,
         id: str,
@@ -514,7 +459,6 @@ class MemoryDb(Db):
         )
         return self._sandboxes.put(sandbox)
 
-    @_call
     def update_sandbox_state(
         self,
         id: str,
@@ -522,35 +466,22 @@ class MemoryDb(Db):
         *,
         only_if: SandboxStatesInput | None = None,
     ) -> bool:
-        sandbox = self._sandboxes.get(id, state=only_if)
-        return self._sandboxes.update(sandbox, state=state)
+        sandbox = self._sandboxes.where(id=id, state=only_if)
+        return bool(sandbox.change(state=state))
 
-    @_call
     def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
-        sandbox = self._sandboxes.get(id)
-        return self._sandboxes.update(sandbox, session_id=session_id)
+        sandbox = self._sandboxes.where(id=id)
+        return bool(sandbox.change(session_id=session_id))
 
-    @_call
     def touch_sandbox(self, id: str) -> bool:
-        sandbox = self._sandboxes.get(id)
-        return self._sandboxes.touch(sandbox, self._now())
+        return bool(self._sandboxes.where(id=id).change(self._now()))
 
-    @_call
     def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
-        now = self._now()
-        touched = []
-        for id in ids:
-            sandbox = self._sandboxes.get(id)
-            was_there = self._sandboxes.touch(sandbox, now)
-            if was_there:
-                touched.append(id)
-        return touched
+        return self._sandboxes.where(id=ids).change(self._now())
 
-    @_call
     def get_sandbox(self, id: str) -> SandboxRecord | None:
-        return self._sandboxes.get(id)
+        return self._sandboxes.where(id=id).first()
 
-    @_call
     def list_sandboxes(
         self,
         tenant_id: str = DEFAULT_TENANT_ID,
@@ -561,110 +492,89 @@ class MemoryDb(Db):
         limit: int | None = None,
         before: SandboxRecord | str | None = None,
     ) -> list[SandboxRecord]:
-        sandboxes = self._sandboxes.all(
+        sandboxes = self._sandboxes.where(
             tenant_id=tenant_id,
             state=state,
             agent_name=agent,
             session_id=session_id,
         )
-        return _page(SandboxRecord, sandboxes, limit, before)
+        return sandboxes.page(limit, before, SandboxRecord)
 
-    @_call
     def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
-        sessions = self._sessions.all(runner_id=runner_id)
-        ids = [session.id for session in sessions]
-        sandboxes = self._sandboxes.all(session_id=ids)
-        return _newest_first(sandboxes)
+        sessions = self._sessions.where(runner_id=runner_id)
+        ids = [session.id for session in sessions.all()]
+        return self._sandboxes.where(session_id=ids).page()
 
-    @_call
     def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
-        sandboxes = self._sandboxes.all(state=state)
-        return len(sandboxes)
+        sandboxes = self._sandboxes.where(state=state)
+        return len(sandboxes.all())
 
-    @_call
     def claim_warm_sandbox(
         self,
         agent_name: str,
         session_id: str,
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SandboxRecord | None:
-        pool = self._sandboxes.untouched(
-            None,
+        pool = self._sandboxes.where(
             agent_name=agent_name,
             tenant_id=tenant_id,
             state="warm",
             session_id=[None],
         )
-        for sandbox in pool:
-            self._sandboxes.touch(
-                sandbox,
-                self._now(),
-                state="waiting",
-                session_id=session_id,
-            )
-            return self._sandboxes.get(sandbox.id)
-        return None
+        ids = [sandbox.id for sandbox in pool.untouched()[:1]]
+        claimed = self._sandboxes.where(id=ids)
+        claimed.change(self._now(), state="waiting", session_id=session_id)
+        return claimed.first()
 
-    @_call
     def get_best_eviction_candidate(
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
         for state in _EVICTED_FIRST:
-            for sandbox in self._sandboxes.untouched(unused_since, state=state):
+            in_state = self._sandboxes.where(state=state)
+            for sandbox in in_state.untouched(unused_since):
                 return sandbox
         return None
 
-    @_call
     def claim_eviction_candidate(
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
         sandbox = self.get_best_eviction_candidate(unused_since=unused_since)
         if sandbox is None:
             return None
+        claimed = self._sandboxes.where(id=sandbox.id)
         if sandbox.state == SandboxState.COLD:
-            self._sandboxes.delete(sandbox.id)
+            claimed.delete()
         else:
-            self._sandboxes.update(sandbox, state="cold")
+            claimed.change(state="cold")
         return sandbox
 
-    @_call
     def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
-        return self._sandboxes.untouched(older_than, state="waiting")
+        return self._sandboxes.where(state="waiting").untouched(older_than)
 
-    @_call
     def get_cold_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
-        return self._sandboxes.untouched(older_than, state="cold")
+        return self._sandboxes.where(state="cold").untouched(older_than)
 
-    @_call
     def delete_sandbox(self, id: str) -> bool:
-        return self._sandboxes.delete(id)
+        return self._sandboxes.where(id=id).delete() > 0
 
-    @_call
     def mark_all_sandboxes_cold(self) -> int:
         return self._mark_cold(self._sandboxes.all())
 
-    @_call
     def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
         sandboxes = self.list_sandboxes_by_runner(runner_id)
         return self._mark_cold(sandboxes)
 
     def _mark_cold(self, sandboxes: list[SandboxRecord]) -> int:
         """Mark those that are not cold, and return how many that were."""
-        marked = 0
-        for sandbox in sandboxes:
-            if sandbox.state == SandboxState.COLD:
-                continue
-            self._sandboxes.update(sandbox, state="cold")
-            marked += 1
-        return marked
+        ids = [each.id for each in sandboxes if each.state != SandboxState.COLD]
+        marked = self._sandboxes.where(id=ids).change(state="cold")
+        return len(marked)
 
     # -- API keys
 
-    @_call
     def get_api_key_by_hash(self, key_hash: str) -> ApiKeyRecord | None:
-        return self._keys.only(key_hash=key_hash)
+        return self._keys.where(key_hash=key_hash).first()
 
-    @_call
     def insert_api_key(
         self,
         id: str,
@@ -687,32 +597,16 @@ class MemoryDb(Db):
         )
         return self._keys.put(key)
 
-    @_call
     def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
-        keys = self._keys.all(tenant_id=tenant_id)
-        return _newest_first(keys)
+        return self._keys.where(tenant_id=tenant_id).page()
 
-    @_call
     def delete_api_key(self, id: str) -> bool:
-        return self._keys.delete(id)
+        return self._keys.where(id=id).delete() > 0
 
-    @_call
-    def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
-        plain, key_hash = self._hashes.generate()
-        id = str(uuid.uuid4())
-        key = self.insert_api_key(
-            id,
-            tenant_id,
-            key_hash,
-            label,
-        )
-        return plain, key
-
-    @_call
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
         # That of the hash which new keys have comes first.
         for key_hash in self._hashes.known(plain):
-            key = self._keys.only(key_hash=key_hash)
+            key = self._keys.where(key_hash=key_hash).first()
             if key is not None:
                 return key
         return None
@@ -726,10 +620,9 @@ class MemoryDb(Db):
             check_tenant(self._tenant_id, tenant_id)
         view = copy(self)
         view._tenant_id = tenant_id
-        view._agents = self._agents.of_tenant(tenant_id)
-        view._sessions = self._sessions.of_tenant(tenant_id)
-        view._sandboxes = self._sandboxes.of_tenant(tenant_id)
-        view._keys = self._keys.of_tenant(tenant_id)
+        for name, rows in vars(self).items():
+            if isinstance(rows, _Rows):
+                setattr(view, name, rows.where(tenant_id=tenant_id))
         return view
 
     def run_transaction(self, fn: Callable[[Db], R]) -> R:
@@ -746,7 +639,6 @@ class MemoryDb(Db):
             self._check_open()
             return result
 
-    @_call
     def health(self) -> Health:
         return Health(
             ok=True,
@@ -779,19 +671,16 @@ class MemoryDb(Db):
     def _undone_on_error(self) -> Iterator[None]:
         # Records are immutable, so a copy of a dictionary is a snapshot. It is put back into the same dictionary, which
         # the views that were made in the transaction have too.
-        tables: list[_Table[Any]] = [
-            self._agents,
-            self._sessions,
-            self._sandboxes,
-            self._keys,
+        tables: list[dict[str, Any]] = [
+            rows.rows for rows in vars(self).values() if isinstance(rows, _Rows)
         ]
-        kept = [table.rows.copy() for table in tables]
+        kept = [table.copy() for table in tables]
         try:
             yield
         except BaseException:
             for table, rows in zip(tables, kept, strict=True):
-                table.rows.clear()
-                table.rows.update(rows)
+                table.clear()
+                table.update(rows)
             raise
 
     def _check_open(self) -> None:
@@ -818,27 +707,3 @@ class MemoryDb(Db):
             named = identifier("Tenant id", tenant_id)
             check_tenant(self._tenant_id, named)
         return self._tenant_id
-
-
-def _place(row: Dated) -> tuple[datetime, str]:
-    """Return by what rows are listed."""
-    # Python compares strings by code point, which is the order that the SQL asks every engine for.
-    return row.created_at, row.id
-
-
-def _newest_first(rows: list[Dated]) -> list[Dated]:
-    return sorted(rows, key=_place, reverse=True)
-
-
-def _page(
-    record: type[Paged],
-    rows: list[Paged],
-    limit: int | None,
-    before: Paged | str | None,
-) -> list[Paged]:
-    """Return the newest rows, at most so many, of those that come after the record or cursor."""
-    if before is not None:
-        position = page_position(before, record)
-        rows = [row for row in rows if _place(row) < position]
-    newest_first = _newest_first(rows)
-    return newest_first[:limit]
