@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from django.db.models import (
@@ -63,19 +63,19 @@ SESSIONS = Table(Session, "last_active_at", "status")
 SANDBOXES = Table(Sandbox, "last_used_at", "state")
 
 
-def _by_id(model: type[Model]) -> Callable[[Parameters], Any]:
-    """Return what finds one row."""
-    return lambda p: p.rows(model).filter(id=p.text("id"))
+def _by_id(model: type[Model], p: Parameters) -> Any:
+    return p.rows(model).filter(id=p.text("id"))
 
 
-def _each(model: type[Model], key: str) -> Select:
-    """Return the query for the rows with the keys in the JSON array ``ids``."""
+_session = partial(_by_id, Session)
+_sandbox = partial(_by_id, Sandbox)
+_api_key = partial(_by_id, ApiKey)
 
-    def build(p: Parameters) -> Any:
-        is_asked = OneOfTexts(key, p.text("ids"))
-        return p.rows(model).filter(is_asked)
 
-    return Select(build)
+def _each(model: type[Model], key: str, p: Parameters) -> Any:
+    """Match the rows with the keys in the JSON array ``ids``."""
+    is_asked = OneOfTexts(key, p.text("ids"))
+    return p.rows(model).filter(is_asked)
 
 
 def _not_before(column: str, p: Parameters) -> Greatest:
@@ -215,79 +215,82 @@ INSERT_SESSION = Insert(
     ),
     returning=False,
 )
-GET_SESSION = Select(_by_id(Session))
+GET_SESSION = Select(_session)
 
 
 Condition = Callable[[Parameters], Any]
 
 
-def _always(p: Parameters) -> Q:
-    """No condition."""
-    return Q()
+def _sign_of_life(column: str, p: Parameters) -> dict[str, object]:
+    """Return the new value of one column of a session, whose update is also a sign of life."""
+    return {
+        column: p.text(column),
+        "last_active_at": _not_before("last_active_at", p),
+    }
 
 
-def _update_session(column: str, only_if: Condition = _always) -> Update:
-    """Return the update of one column of a session, which is also a sign of its life."""
-
-    def rows(p: Parameters) -> Any:
-        return p.rows(Session).filter(only_if(p), id=p.text("id"))
-
-    def values(p: Parameters) -> dict[str, object]:
-        return {
-            column: p.text(column),
-            "last_active_at": _not_before("last_active_at", p),
-        }
-
-    return Update(rows, values)
-
-
-UPDATE_SESSION_STATUS = _update_session("status")
-UPDATE_SESSION_STATUS_IF = _update_session(
-    "status",
-    lambda p: OneOfTexts("status", p.text("only_if")),
+UPDATE_SESSION_STATUS = Update(
+    _session,
+    partial(_sign_of_life, "status"),
 )
-UPDATE_SESSION_SANDBOX = _update_session("sandbox_id")
-UPDATE_SESSION_RUNNER = _update_session("runner_id")
-UPDATE_SESSION_RUNNER_IF = _update_session(
-    "runner_id",
-    lambda p: Q(runner_id=p.text("only_if")),
+UPDATE_SESSION_STATUS_IF = Update(
+    lambda p: _session(p).filter(OneOfTexts("status", p.text("only_if"))),
+    partial(_sign_of_life, "status"),
+)
+UPDATE_SESSION_SANDBOX = Update(
+    _session,
+    partial(_sign_of_life, "sandbox_id"),
+)
+UPDATE_SESSION_RUNNER = Update(
+    _session,
+    partial(_sign_of_life, "runner_id"),
+)
+UPDATE_SESSION_RUNNER_IF = Update(
+    lambda p: _session(p).filter(runner_id=p.text("only_if")),
+    partial(_sign_of_life, "runner_id"),
 )
 # SQL's NULL equals nothing, so this is a query of its own.
-UPDATE_SESSION_RUNNER_IF_NONE = _update_session(
-    "runner_id",
-    lambda p: Q(runner_id__isnull=True),
+UPDATE_SESSION_RUNNER_IF_NONE = Update(
+    lambda p: _session(p).filter(runner_id=None),
+    partial(_sign_of_life, "runner_id"),
 )
-DELETE_SESSION = Delete(_by_id(Session))
+DELETE_SESSION = Delete(_session)
 
 
-def _claim_session(*, silent: bool) -> Update:
-    """Return what gives a session to a runner; ``silent``: also another runner's, if it has been silent for long."""
-
-    def claimable(p: Parameters) -> Any:
-        has_no_runner = Q(runner_id__isnull=True)
-        is_own_already = Q(runner_id=p.text("runner_id"))
-        is_paused = Q(status=SessionStatus.PAUSED.value)
-        free = has_no_runner | is_own_already | is_paused
-        if silent:
-            silent_before = p.ago("silent_before", "silent_for")
-            free |= Q(last_active_at__lt=silent_before)
-        # Conditions on the row itself, without a subquery. On PostgreSQL an update that waited for another claim's lock
-        # rechecks them on the new version of the row, and finds that claim's runner. A subquery would still read the
-        # old version, and both claims would succeed.
-        session = p.rows(Session).filter(free, id=p.text("id"))
-        return session.exclude(status__in=FINISHED)
-
-    def values(p: Parameters) -> dict[str, object]:
-        return {
-            "runner_id": p.text("runner_id"),
-            "last_active_at": _not_before("last_active_at", p),
-        }
-
-    return Update(claimable, values, returning=True)
+def _claimable(p: Parameters) -> Any:
+    """Match what a runner may have: what nobody has, what it has already, and what is paused."""
+    has_no_runner = Q(runner_id__isnull=True)
+    is_own_already = Q(runner_id=p.text("runner_id"))
+    is_paused = Q(status=SessionStatus.PAUSED.value)
+    return has_no_runner | is_own_already | is_paused
 
 
-CLAIM_SESSION = _claim_session(silent=False)
-CLAIM_SILENT_SESSION = _claim_session(silent=True)
+def _claimable_or_silent(p: Parameters) -> Any:
+    silent_before = p.ago("silent_before", "silent_for")
+    return _claimable(p) | Q(last_active_at__lt=silent_before)
+
+
+def _unfinished(condition: Condition, p: Parameters) -> Any:
+    """Match the session if it fits and is not finished.
+
+    Conditions on the row itself, without a subquery. On PostgreSQL an update that waited for another claim's lock
+    rechecks them on the new version of the row, and finds that claim's runner. A subquery would still read the old
+    version, and both claims would succeed.
+    """
+    session = _session(p).filter(condition(p))
+    return session.exclude(status__in=FINISHED)
+
+
+CLAIM_SESSION = Update(
+    partial(_unfinished, _claimable),
+    partial(_sign_of_life, "runner_id"),
+    returning=True,
+)
+CLAIM_SILENT_SESSION = Update(
+    partial(_unfinished, _claimable_or_silent),
+    partial(_sign_of_life, "runner_id"),
+    returning=True,
+)
 
 
 def _equal(p: Parameters, model: type[Model], filters: frozenset[str]) -> Any:
@@ -480,20 +483,17 @@ INSERT_SANDBOX = Insert(
     ),
     returning=False,
 )
-GET_SANDBOX = Select(_by_id(Sandbox))
+GET_SANDBOX = Select(_sandbox)
 UPDATE_SANDBOX_STATE = Update(
-    _by_id(Sandbox),
+    _sandbox,
     lambda p: {"state": p.text("state")},
 )
 UPDATE_SANDBOX_STATE_IF = Update(
-    lambda p: p.rows(Sandbox).filter(
-        OneOfTexts("state", p.text("only_if")),
-        id=p.text("id"),
-    ),
+    lambda p: _sandbox(p).filter(OneOfTexts("state", p.text("only_if"))),
     lambda p: {"state": p.text("state")},
 )
 UPDATE_SANDBOX_SESSION = Update(
-    _by_id(Sandbox),
+    _sandbox,
     lambda p: {"session_id": p.text("session_id")},
 )
 
@@ -601,20 +601,16 @@ CLAIM_WARM_SANDBOX = Update(
 )
 
 
-def _unused(state: SandboxState) -> Select:
-    """Return the query for the sandboxes in that state that were last used before ``older_than``."""
-
-    def build(p: Parameters) -> Any:
-        older_than = p.instant("older_than")
-        unused = p.rows(Sandbox).in_state(state).idle_since(older_than)
-        return unused.least_recently_used_first()
-
-    return Select(build)
+def _unused(state: SandboxState, p: Parameters) -> Any:
+    """Match the sandboxes in that state that were last used before ``older_than``."""
+    older_than = p.instant("older_than")
+    unused = p.rows(Sandbox).in_state(state).idle_since(older_than)
+    return unused.least_recently_used_first()
 
 
-GET_IDLE_SANDBOXES = _unused(SandboxState.WAITING)
-GET_COLD_SANDBOXES = _unused(SandboxState.COLD)
-DELETE_SANDBOX = Delete(_by_id(Sandbox))
+GET_IDLE_SANDBOXES = Select(partial(_unused, SandboxState.WAITING))
+GET_COLD_SANDBOXES = Select(partial(_unused, SandboxState.COLD))
+DELETE_SANDBOX = Delete(_sandbox)
 # "Not equal" would read the whole table; "less or greater" reads two ranges of the index.
 MARK_ALL_SANDBOXES_COLD = Update(
     lambda p: _in_order(
@@ -647,17 +643,17 @@ READ_EACH: dict[str, tuple[str, type, Select]] = {
     "get_session": (
         "id",
         SessionRecord,
-        _each(Session, "id"),
+        Select(partial(_each, Session, "id")),
     ),
     "get_sandbox": (
         "id",
         SandboxRecord,
-        _each(Sandbox, "id"),
+        Select(partial(_each, Sandbox, "id")),
     ),
     "get_api_key_by_hash": (
         "key_hash",
         ApiKeyRecord,
-        _each(ApiKey, "key_hash"),
+        Select(partial(_each, ApiKey, "key_hash")),
     ),
 }
 TOUCH_EACH = {"touch_session": SESSIONS, "touch_sandbox": SANDBOXES}
@@ -674,4 +670,4 @@ INSERT_API_KEY = Insert(
     returning=False,
 )
 LIST_API_KEYS = Select(lambda p: p.tenant(ApiKey).newest_first())
-DELETE_API_KEY = Delete(_by_id(ApiKey))
+DELETE_API_KEY = Delete(_api_key)

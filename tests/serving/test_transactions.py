@@ -143,11 +143,18 @@ def test_a_failure_that_fn_swallows_does_not_look_like_success(
             inside.get_session("s1")
         return "done"
 
+    def outer(inside: Db) -> None:
+        make_agent(inside)
+        with pytest.raises(agentdb.SchemaMismatchError):
+            inside.run_transaction(work)
+
     execute(url, "DROP TABLE sandboxes")
     with pytest.raises(agentdb.SchemaMismatchError):
         db.run_transaction(work)
+    db.run_transaction(outer)
 
     assert db.get_session("s1") is None
+    assert db.get_agent("support-bot") is not None
 
 
 # -- functions that are not plain
