@@ -20,10 +20,12 @@ from agentdb.testing.conformance.subject import (
     sandbox_of,
 )
 
-# The call, the column that it sets, and values of it.
-UPDATES: list[tuple[str, str, list[Any]]] = [
-    ("update_sandbox_state", "state", [*SandboxState, *map(str, SandboxState)]),
-    ("update_sandbox_session", "session_id", ["s2", None]),
+# A state, and a call that chooses among the sandboxes in it.
+TAKES = [
+    ("cold", ["get_best_eviction_candidate"]),
+    ("warm", ["get_best_eviction_candidate"]),
+    ("waiting", ["get_best_eviction_candidate"]),
+    ("warm", ["claim_warm_sandbox", "support-bot", "s1"]),
 ]
 
 
@@ -55,84 +57,7 @@ class SandboxContract(Subject):
 
         assert sandbox.session_id is None
 
-    @pytest.mark.parametrize(("method", "column", "values"), UPDATES)
-    def test_an_update_of_a_sandbox_sets_that_column_and_not_last_used_at(
-        self,
-        db: Db,
-        rows: Rows,
-        method: str,
-        column: str,
-        values: list[Any],
-    ) -> None:
-        """One column changes, to each of its values, and the time of the last use stays.
-
-        Eviction goes by that time. A server that marks sandboxes at its start would make all of them look used.
-        """
-        before = rows.sandbox(
-            session_id="s1",
-            last_used_at=instant(),
-        )
-        update = getattr(db, method)
-
-        for value in values:
-            updated = update("sb1", value)
-
-            assert updated is True
-            after = sandbox_of(db)
-            changes = {column: value}
-            assert after == replace(before, **changes)
-            assert type(after.state) is str
-
     # -- what is unused
-
-    @pytest.mark.parametrize(
-        ("method", "state"),
-        [("get_idle_sandboxes", "waiting"), ("get_cold_sandboxes", "cold")],
-    )
-    def test_unused_sandboxes_are_strictly_older_oldest_first_then_by_id(
-        self,
-        db: Db,
-        rows: Rows,
-        method: str,
-        state: str,
-    ) -> None:
-        """The list has the sandboxes in one state, of all tenants, that were last used before the instant."""
-        for other in {*SandboxState} - {state}:
-            rows.sandbox(
-                f"is {other}",
-                state=other.value,
-                last_used_at=instant(-100),
-            )
-        # The smallest difference there is: an engine that stores milliseconds, or compares them, mixes these three up.
-        just_before = instant(-0.000001)
-        just_after = instant(0.000001)
-        for id in IDS[::-1]:
-            rows.sandbox(
-                id,
-                tenant_id=f"tenant of {id}",
-                state=state,
-                last_used_at=just_before,
-            )
-        oldest = rows.sandbox(
-            "z oldest",
-            state=state,
-            last_used_at=instant(-1),
-        )
-        rows.sandbox(
-            "as old",
-            state=state,
-            last_used_at=instant(),
-        )
-        rows.sandbox(
-            "younger",
-            state=state,
-            last_used_at=just_after,
-        )
-
-        unused = run(db, [method, instant()])
-
-        assert unused[0] == oldest
-        assert ids(unused) == ["z oldest", *IDS]
 
     def test_older_than_is_an_instant_in_whatever_zone(
         self, db: Db, rows: Rows
@@ -207,9 +132,13 @@ class SandboxContract(Subject):
 
             assert found == best
 
-    @pytest.mark.parametrize("state", ["cold", "warm", "waiting"])
-    def test_eviction_takes_the_least_recently_used_then_the_lowest_id(
-        self, db: Db, rows: Rows, state: str
+    @pytest.mark.parametrize(("state", "call"), TAKES)
+    def test_the_least_recently_used_is_taken_first_then_the_lowest_id(
+        self,
+        db: Db,
+        rows: Rows,
+        state: str,
+        call: list[str],
     ) -> None:
         """A microsecond decides before the id does."""
         just_after = instant(0.000001)
@@ -225,15 +154,15 @@ class SandboxContract(Subject):
             last_used_at=just_after,
         )
 
-        def evict() -> SandboxRecord | None:
-            sandbox = db.get_best_eviction_candidate()
+        def take() -> Any:
+            sandbox = run(db, call)
             if sandbox is not None:
                 db.delete_sandbox(sandbox.id)
             return sandbox
 
-        evicted = drained(evict)
+        taken = drained(take)
 
-        assert ids(evicted) == [*IDS, "0 is later"]
+        assert ids(taken) == [*IDS, "0 is later"]
 
     def test_a_claimed_sandbox_becomes_cold_and_a_cold_one_is_deleted(
         self, db: Db, rows: Rows

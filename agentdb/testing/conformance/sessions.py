@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC
-from typing import Any
-
-import pytest
 
 from agentdb import Db, SessionRecord, SessionStatus
 from agentdb.testing.conformance.subject import (
@@ -16,15 +12,7 @@ from agentdb.testing.conformance.subject import (
     ids,
     instant,
     make_session,
-    session_of,
 )
-
-# The call, the column that it sets, and values of it.
-UPDATES: list[tuple[str, str, list[Any]]] = [
-    ("update_session_status", "status", [*SessionStatus, *map(str, SessionStatus)]),
-    ("update_session_sandbox", "sandbox_id", ["sb2"]),
-    ("update_session_runner", "runner_id", ["r2", None]),
-]
 
 RUNNERS = ("r1", "r2", None)
 
@@ -66,34 +54,6 @@ class SessionContract(Subject):
         )
         assert session.created_at.tzinfo is UTC
         assert db.get_session("s1") == session
-
-    @pytest.mark.parametrize(("method", "column", "values"), UPDATES)
-    def test_an_update_of_a_session_sets_that_column_and_last_active_at(
-        self,
-        db: Db,
-        rows: Rows,
-        method: str,
-        column: str,
-        values: list[Any],
-    ) -> None:
-        """One column changes, to each of its values, and the update counts as a sign of life."""
-        before = rows.session(
-            runner_id="r1",
-            last_active_at=instant(),
-        )
-        update = getattr(db, method)
-
-        for value in values:
-            updated = update("s1", value)
-
-            assert updated is True
-            after = session_of(db)
-            changes = {column: value, "last_active_at": after.last_active_at}
-            assert after == replace(before, **changes)
-            assert after.last_active_at > instant()
-            # A record holds plain strings: a member would pickle by class and print as one, unlike a newer server's
-            # value.
-            assert type(after.status) is str
 
     def test_a_status_of_a_newer_server_is_returned_as_it_is(
         self, db: Db, rows: Rows

@@ -39,6 +39,24 @@ class Rewrite(Protocol):
         ...
 
 
+class Kind:
+    """Sessions or sandboxes, by the calls that are named alike."""
+
+    def __init__(self, db: Db, rows: Rows, noun: str) -> None:
+        self.noun = noun
+        # The columns of the last sign of life, or use, and of the status or state.
+        plural, self.time, self.state = KINDS[noun]
+        self.make = getattr(rows, noun)
+        self.get = getattr(db, f"get_{noun}")
+        self.delete = getattr(db, f"delete_{noun}")
+        self.page = getattr(db, f"list_{plural}")
+        self.touch = getattr(db, f"touch_{plural}")
+
+    def times(self) -> dict[str, datetime]:
+        """Return by their ids when the rows were last active, or used."""
+        return {row.id: getattr(row, self.time) for row in self.page()}
+
+
 class Rows:
     """Inserts rows with a content and an age that no ``Db`` gives them."""
 
@@ -66,37 +84,9 @@ class Rows:
         rewrite(table, id, **columns)
 
 
-class Kind:
-    """Sessions or sandboxes, by the calls that are named alike."""
-
-    noun: str
-    time: str  # the column of the last sign of life, or use
-    make: Callable[..., Any]
-    get: Callable[[str], Any]
-    delete: Callable[[str], bool]
-    page: Callable[..., Any]
-    touch: Callable[[Any], list[str]]
-
-    def __init__(self, db: Db, rows: Rows, noun: str) -> None:
-        self.noun = noun
-        plural, self.time = KINDS[noun]
-        self.make = getattr(rows, noun)
-        self.get = getattr(db, f"get_{noun}")
-        self.delete = getattr(db, f"delete_{noun}")
-        self.page = getattr(db, f"list_{plural}")
-        self.touch = getattr(db, f"touch_{plural}")
-
-    def times(self) -> dict[str, datetime]:
-        """Return by their ids when the rows were last active, or used."""
-        times = {}
-        for row in self.page():
-            times[row.id] = getattr(row, self.time)
-        return times
-
-
 KINDS = {
-    "session": ("sessions", "last_active_at"),
-    "sandbox": ("sandboxes", "last_used_at"),
+    "session": ("sessions", "last_active_at", "status"),
+    "sandbox": ("sandboxes", "last_used_at", "state"),
 }
 
 
