@@ -47,8 +47,13 @@ def postgres_db(
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentdb.serving.executor._LONGEST_DELAY_SECONDS", 0.001)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each retry waits at most; here none of them waits."""
+    longest: list[float] = []
+    executor = "agentdb.serving.executor"
+    monkeypatch.setattr(f"{executor}.random.uniform", lambda _, high: high)
+    monkeypatch.setattr(f"{executor}.time.sleep", longest.append)
+    return longest
 
 
 def test_transaction_keeps_all_and_returns_what_fn_returns(
@@ -379,9 +384,8 @@ def test_postgresql_conflict_of_a_single_call_is_tried_again(
     assert make_session(db, "s2") == db.get_session("s2")
 
 
-@pytest.mark.usefixtures("impatient")
 def test_postgresql_conflict_that_stays_is_a_conflict_error_and_leaves_nothing(
-    postgres_db: tuple[DjangoDb, str],
+    postgres_db: tuple[DjangoDb, str], waits: list[float]
 ) -> None:
     db, url = postgres_db
     _conflicts(url, 10**6)
@@ -402,8 +406,18 @@ def test_postgresql_conflict_that_stays_is_a_conflict_error_and_leaves_nothing(
     assert getattr(raised.value.__cause__, "sqlstate", None) == "40001"
     assert len(calls) == 16
     assert db.list_agents() == []
+    # As the docs say: 15 retries in about five seconds, at growing intervals.
+    assert len(waits) == 15
+    assert waits == sorted(waits)
+    assert waits[0] < 0.01
+    assert 4 < sum(waits) < 6
+
+    of_transaction = waits.copy()
+    waits.clear()
     with pytest.raises(ConflictError):
         make_session(db)
+
+    assert waits == of_transaction
 
 
 def test_postgresql_conflict_that_fn_swallows_is_tried_again_all_the_same(
