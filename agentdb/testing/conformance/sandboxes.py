@@ -21,7 +21,7 @@ from agentdb.testing.conformance.subject import (
 )
 
 # A state, and a call that chooses among the sandboxes in it.
-TAKES = [
+TAKES: list[tuple[str, list[str]]] = [
     ("cold", ["get_best_eviction_candidate"]),
     ("warm", ["get_best_eviction_candidate"]),
     ("waiting", ["get_best_eviction_candidate"]),
@@ -51,11 +51,6 @@ class SandboxContract(Subject):
         )
         assert sandbox.created_at.tzinfo is UTC
         assert db.get_sandbox("sb1") == sandbox
-
-    def test_insert_sandbox_has_no_session_unless_told(self, db: Db) -> None:
-        sandbox = db.insert_sandbox("sb1", "support-bot", "")
-
-        assert sandbox.session_id is None
 
     # -- what is unused
 

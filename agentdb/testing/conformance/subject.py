@@ -42,9 +42,17 @@ class Rewrite(Protocol):
 class Kind:
     """Sessions or sandboxes, by the calls that are named alike."""
 
+    noun: str
+    time: str  # the column of the last sign of life, or use
+    state: str  # the column of the status or state
+    make: Callable[..., Any]
+    get: Callable[[str], Any]
+    delete: Callable[[str], bool]
+    page: Callable[..., Any]
+    touch: Callable[[Any], list[str]]
+
     def __init__(self, db: Db, rows: Rows, noun: str) -> None:
         self.noun = noun
-        # The columns of the last sign of life, or use, and of the status or state.
         plural, self.time, self.state = KINDS[noun]
         self.make = getattr(rows, noun)
         self.get = getattr(db, f"get_{noun}")

@@ -120,6 +120,7 @@ class WholeContract(Subject):
 
         assert agent.path == ""
         assert sandbox.workspace_dir == ""
+        assert sandbox.session_id is None
         assert key.label == ""
 
     @pytest.mark.parametrize(
