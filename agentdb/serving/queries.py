@@ -550,7 +550,7 @@ def _free(p: Parameters, state: SandboxState, rows: Any) -> Any:
     the next one is tried.
     """
     same_row = Sandbox.objects.filter(id=OuterRef("id"))
-    as_it_was = Subquery(same_row.values("last_used_at")[:1])
+    as_it_was = Subquery(same_row.values("last_used_at"))
     unchanged = rows.filter(IsUnchanged(F("last_used_at"), as_it_was))
     in_order = unchanged.least_recently_used_first()
     first = Locked(in_order.values("id")[:1])

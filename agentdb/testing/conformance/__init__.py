@@ -12,13 +12,10 @@ implementation that needs cleaning up after a test overrides the fixture ``db`` 
 
 from __future__ import annotations
 
-from agentdb.testing.conformance.agents import AgentContract
-from agentdb.testing.conformance.api_keys import ApiKeyContract
 from agentdb.testing.conformance.fleet import FleetContract
 from agentdb.testing.conformance.lists import ListContract
 from agentdb.testing.conformance.refusals import RefusalContract
-from agentdb.testing.conformance.sandboxes import SandboxContract
-from agentdb.testing.conformance.sessions import SessionContract
+from agentdb.testing.conformance.rows import RowContract
 from agentdb.testing.conformance.subject import Rewrite, awaited
 from agentdb.testing.conformance.whole import WholeContract
 
@@ -26,10 +23,7 @@ __all__ = ["DbContract", "Rewrite", "awaited"]
 
 
 class DbContract(
-    AgentContract,
-    SessionContract,
-    SandboxContract,
-    ApiKeyContract,
+    RowContract,
     FleetContract,
     ListContract,
     WholeContract,
