@@ -25,7 +25,7 @@ from agentdb.console.display import readable
 from agentdb.console.questions import ask
 from agentdb.console.reading import read
 from agentdb.errors import AgentDbError
-from agentdb.interface import Db, SandboxState, SessionStatus
+from agentdb.interface import Db, SandboxState, SessionRecord, SessionStatus
 from agentdb.models import Session
 from agentdb.querysets import ALIVE, LIVE
 from agentdb.serving.adapter import DjangoDb
@@ -46,8 +46,8 @@ TOO_LONG = "too long"
 class Action:
     """An action of Django's admin that asks first, and can also be done to one row on its page.
 
-    ``act`` gets the id, and whether the user is sure, and returns the reason if it skipped the row, else ''. It may be
-    called again after a conflict.
+    ``act`` gets the id, and whether the user is sure, and returns the reason if it skipped the row. It may be called
+    again after a conflict.
     """
 
     # Django reads __name__ and short_description, and its templates would call whatever can be called. The model admin
@@ -56,7 +56,7 @@ class Action:
     name: str  # in Django's form
     verb: str  # in the audit log
     columns: tuple[str, ...]  # recorded there
-    act: Callable[[Db, str, bool], str]
+    act: Callable[[Db, str, bool], str | None]
     button: str | Promise
     asks: str | Promise  # with how many of what
     done: str | Promise
@@ -91,13 +91,11 @@ class Action:
 
     def changes(self, row: Any) -> bool:
         """Return whether the row's page offers the action."""
-        if not self.only:
-            return True
         value = getattr(row, self.columns[0])
-        return value in self.only
+        return not self.only or value in self.only
 
 
-def _pause(db: Db, id: str, sure: bool) -> str:
+def _pause(db: Db, id: str, sure: bool) -> str | None:
     # The Db compares and writes in one statement, so that a session which ends meanwhile stays ended.
     is_paused = db.update_session_status(
         id,
@@ -105,11 +103,11 @@ def _pause(db: Db, id: str, sure: bool) -> str:
         only_if=(SessionStatus.ACTIVE, SessionStatus.STARTING),
     )
     if is_paused:
-        return ""
+        return None
     return _status_of(db, id)
 
 
-def _status_of(db: Db, id: str) -> str:
+def _status_of(db: Db, id: str) -> str | None:
     """Return the status for which a session was skipped, or that it is gone."""
     session = db.get_session(id)
     if session is None:
@@ -117,7 +115,7 @@ def _status_of(db: Db, id: str) -> str:
     return session.status
 
 
-def _cool(db: Db, id: str, sure: bool) -> str:
+def _cool(db: Db, id: str, sure: bool) -> str | None:
     # A row that would not change does not belong in the audit log.
     sandbox = db.get_sandbox(id)
     is_cold = sandbox is not None and sandbox.state == SandboxState.COLD
@@ -127,33 +125,35 @@ def _cool(db: Db, id: str, sure: bool) -> str:
     return _gone(is_there)
 
 
-def _delete_sandbox(db: Db, id: str, sure: bool) -> str:
+def _delete_sandbox(db: Db, id: str, sure: bool) -> str | None:
     # The page asks once more about live sessions; after that the user is sure.
-    if not sure and _has_live_session(db, id):
+    if not sure and _live_session(db, id):
         return gettext("a live session runs in it")
     is_there = db.delete_sandbox(id)
     return _gone(is_there)
 
 
-def _has_live_session(db: Db, sandbox_id: str) -> bool:
-    """Return whether the sandbox is up for a live session; ``_endangered`` counts these beforehand."""
+def _live_session(db: Db, sandbox_id: str) -> SessionRecord | None:
+    """Return the live session for which the sandbox is up; ``_endangered`` counts these beforehand."""
     sandbox = db.get_sandbox(sandbox_id)
     if sandbox is None or sandbox.state not in ALIVE:
-        return False
+        return None
     if not sandbox.session_id:
-        return False
+        return None
     session = db.get_session(sandbox.session_id)
-    return session is not None and session.status in LIVE
+    if session is None or session.status not in LIVE:
+        return None
+    return session
 
 
-def _revoke(db: Db, id: str, sure: bool) -> str:
+def _revoke(db: Db, id: str, sure: bool) -> str | None:
     is_there = db.delete_api_key(id)
     return _gone(is_there)
 
 
-def _gone(is_there: bool) -> str:
-    """Return why a row was skipped that somebody deleted since it was ticked; '' if it is there."""
-    return "" if is_there else gettext("no longer there")
+def _gone(is_there: bool) -> str | None:
+    """Return why a row was skipped that somebody deleted since it was ticked; None if it is there."""
+    return None if is_there else gettext("no longer there")
 
 
 PAUSE = Action(
@@ -329,7 +329,7 @@ class Work:
         alias = router.db_for_write(self.model_admin.model)
         rows = self.model_admin.get_queryset(self.request).using(alias)
         entry = Entry(self.action.verb)
-        reasons: dict[str, str] = {}
+        reasons: dict[str, str | None] = {}
 
         # After a conflict, run_transaction calls this again, and only what the last call noted was stored.
         def act_and_write(db: Db) -> None:
@@ -604,14 +604,14 @@ def _resume(
 ) -> HttpResponse:
     """Set the sessions, those that are still paused, to the statuses by id."""
 
-    def act(db: Db, id: str, sure: bool) -> str:
+    def act(db: Db, id: str, sure: bool) -> str | None:
         is_resumed = db.update_session_status(
             id,
             SessionStatus(before[id]),
             only_if=SessionStatus.PAUSED,
         )
         if is_resumed:
-            return ""
+            return None
         return _status_of(db, id)
 
     resume = replace(RESUME, act=act)

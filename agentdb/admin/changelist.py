@@ -65,8 +65,8 @@ class Order(NamedTuple):
             return [at.asc(), id.asc()]
         return [at.desc(), id.desc()]
 
-    def place(self, rows: Iterable[Any]) -> str:
-        """Return the place of the first row whose timestamp and id can be read, for ``beyond``; '' if there is none.
+    def place(self, rows: Iterable[Any]) -> str | None:
+        """Return the place of the first row whose timestamp and id can be read, for ``beyond``; None if there is none.
 
         Called with the last row of a page first: the next page begins after it.
         """
@@ -75,7 +75,7 @@ class Order(NamedTuple):
             if is_unreadable(at) or is_unreadable(row.pk):
                 continue
             return f"{at.isoformat()},{row.pk}"
-        return ""
+        return None
 
     def beyond(self, place: str) -> Q:
         """Return the condition of the rows after a place, which comes from the address.
@@ -116,7 +116,9 @@ class RowList(ChangeList):
     total: Figure | None = None  # rows on all pages; None if counting took too long
     is_cut_off = False  # not all rows were searched
     is_first: bool  # the page
-    end = ""  # the place after which the next page begins; empty on the last page
+    end: str | None = (
+        None  # the place after which the next page begins, if there is one
+    )
     problems: list[Problem]  # what could not be read
     sentences: list[str]  # what the address means, where that is not what it says
 

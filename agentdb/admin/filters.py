@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from django.contrib.admin import SimpleListFilter
@@ -93,10 +93,8 @@ class TextFilter(ColumnFilter):
     """A typed value, for columns with too many values for a list."""
 
     is_typed = True
-
-    def known_values(self) -> Sequence[str]:
-        """Return some values of the column, in order; none by default."""
-        return ()
+    # Returns some values of the column, in order.
+    known_values: Callable[..., Sequence[str] | None]
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
         """Return values to suggest, each with itself as its label."""
@@ -123,11 +121,11 @@ class IndexedTextFilter(TextFilter):
 class AgentNameFilter(TextFilter):
     """Names of agents: those of the filtered tenant, or the newest ones."""
 
-    def known_values(self) -> Sequence[str]:
-        """Return the names in order, each once; none to a user who may not see agents."""
+    def known_values(self) -> Sequence[str] | None:
+        """Return the names in order, each once; None to a user who may not see agents."""
         allowed = viewable(self.model_admin.admin_site, self.request)
         if Agent not in allowed:
-            return ()
+            return None
         # No index has the names alone: those of a tenant, or else of the newest agents.
         agents = Agent.objects.using(self.connection.alias).newest_first()
         tenant_id = self.request.GET.get("tenant_id", "")
@@ -275,16 +273,16 @@ class RunnerFilter(IndexedTextFilter):
     parameter_name = column = "runner_id"
 
 
-class SandboxFilter(TextFilter):
+class SandboxFilter(ColumnFilter):
     title = gettext_lazy("sandbox")
     parameter_name = column = "sandbox_id"
-    is_link_only = True  # the search finds ids
+    is_typed = is_link_only = True  # the search finds ids
 
 
-class SessionFilter(TextFilter):
+class SessionFilter(ColumnFilter):
     title = gettext_lazy("session")
     parameter_name = column = "session_id"
-    is_link_only = True
+    is_typed = is_link_only = True
 
 
 class StatusFilter(ChoiceFilter):

@@ -14,20 +14,20 @@ from django.utils.translation import gettext
 
 from agentdb.admin.display import page
 from agentdb.console.questions import (
+    PAGE_SECONDS,
     Unanswered,
     logger,
     question,
     unusable_file,
 )
 
-READ_SECONDS = 5.0
 # An action stops after some seconds by itself, between two transactions; this is for a server that is slow or silent.
 WRITE_SECONDS = 60.0
 
 View = Callable[..., Any]
 
 
-def guard(view: View, read_seconds: float = READ_SECONDS) -> View:
+def guard(view: View, read_seconds: float = PAGE_SECONDS) -> View:
     """Limit a view's time in the database; if the database cannot answer, answer 503 with a page that says why.
 
     The view is a model admin's, or gets one as its first argument.

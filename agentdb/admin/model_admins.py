@@ -99,7 +99,7 @@ def shown(
 def linked(
     name: Any,
     show: Callable[[Any, Any], Any],
-    ordering: str | None = None,
+    ordering: str = "",
 ) -> Cell:
     """Return a column of a list that shows something of a row, with links to other pages of the site.
 
@@ -135,7 +135,7 @@ def those_of_agent(model: type[Model], name: Any) -> Cell:
     return linked(name, show)
 
 
-def never(model_admin: Any, request: HttpRequest, obj: Any = None) -> bool:
+def never(model_admin: Any, request: HttpRequest, *row: Any, **more: Any) -> bool:
     return False
 
 
@@ -237,9 +237,8 @@ class ReadFirstAdmin(ModelAdmin):
 
     def row_actions(self, request: HttpRequest, row: Any) -> list[Action]:
         """Return the actions that this user may run on the row in its present state."""
-        if not self.has_act_permission(request):
-            return []
-        return [action for action in self.actions if action.changes(row)]
+        may_act = self.has_act_permission(request)
+        return [action for action in self.actions if may_act and action.changes(row)]
 
     def render_change_form(
         self,
@@ -284,7 +283,8 @@ class ReadFirstAdmin(ModelAdmin):
         self,
         request: HttpRequest,
         object_id: str,
-        from_field: str | None = None,
+        *to_field: Any,
+        **more: Any,
     ) -> Any:
         """Return the row with what it names, also if a value cannot be read; None if it is not there.
 
@@ -486,7 +486,7 @@ class ApiKeyAdmin(ReadFirstAdmin):
     )
     actions = (REVOKE,)
 
-    has_add_permission = ModelAdmin.has_add_permission  # type: ignore[assignment]
+    has_add_permission = ModelAdmin.has_add_permission
 
     label_link = linked(
         gettext_lazy("label"),

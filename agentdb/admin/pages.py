@@ -288,16 +288,16 @@ _SPANS = {
 }
 
 
-def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str:
-    """Return the list of the group's rows; '' if no list has a filter for them."""
+def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str | None:
+    """Return the list of the group's rows; None if no list has a filter for them."""
     if group.value is None or grouping.by == "session_status":
-        return ""
+        return None
     if grouping.model is Sandbox:
         # Only their sessions have a runner.
         if grouping.by == "runner_id":
             return page_url(site, "runner", id=group.value)
         if "runner_id" in grouping.filters:
-            return ""
+            return None
     query = dict(grouping.filters)
     # As instants: "24h" would mean another day by the time that the link is followed.
     period = {

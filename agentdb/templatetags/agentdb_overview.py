@@ -80,18 +80,15 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
     if request is None or not context.get("has_permission", True):
         return {}
     site = site_of(request)
-    allowed = viewable(site, request)
-    if not allowed:
-        return {}
     pages = [(overview_url(site), gettext("Overview"))]
     may_act = False
-    for model in allowed:
+    for model in viewable(site, request):
         pages.append((list_url(site, model), heading_of(model)))
         model_admin: Any = site._registry[model]
         may_act = may_act or model_admin.may_change(request)
     return {
         # The address, the name, and whether it is this page.
-        "pages": [(url, name, url == request.path) for url, name in pages if url],
+        "pages": [(url, name, url == request.path) for url, name in pages],
         "find_url": page_url(site, "find"),
         "origin": request.get_full_path() if "cl" in context else "",
         "is_read_only": not may_act,

@@ -140,6 +140,16 @@ def test_viewer_cannot_add_change_or_delete(site: Site):
     assert Session.objects.using(site.alias).get().status == "starting"
     assert site.db.get_sandbox("b0000") is not None
     assert len(site.db.list_api_keys_by_tenant("t0")) == 1
+    request = site.get("agentdb/session/").response.wsgi_request
+    sessions: Any = admin.site._registry[Session]
+    assert sessions.get_actions(request) == {}
+    assert sessions.row_actions(request, Session(status="active")) == []
+    for has_permission in (
+        sessions.has_add_permission,
+        sessions.has_change_permission,
+        sessions.has_delete_permission,
+    ):
+        assert has_permission(request) is False
 
 
 def test_nobody_edits_a_row_in_a_form_not_even_a_superuser(site: Site, superuser: User):
@@ -1728,7 +1738,7 @@ def test_a_place_survives_its_own_text():
     at = datetime.fromisoformat("2026-02-19T20:53:16.123456+00:00")
     order, row = Order("created_at"), Session(pk="ü/\"',x", created_at=at)
 
-    beyond = str(order.beyond(order.place([row])))
+    beyond = str(order.beyond(order.place([row]) or ""))
 
     assert repr(at.astimezone(UTC)) in beyond
     assert repr(row.pk) in beyond

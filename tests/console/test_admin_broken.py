@@ -264,11 +264,16 @@ def test_an_export_that_breaks_off_says_so_in_its_last_line(
     assert text.rstrip().splitlines()[-1].startswith("THE EXPORT ENDED HERE")
     with pytest.raises(json.JSONDecodeError):
         json.loads(text)
-    assert any("export of sessions" in each.message for each in caplog.records)
+    said = lines[-1].removeprefix("THE EXPORT ENDED HERE, ROWS ARE MISSING: ")
+    logged = [each.message for each in caplog.records if "export" in each.message]
+    sentence, _, reason = logged[0].partition(": ")[2].partition("unexpectedly. ")
+    assert logged[0].startswith("export of sessions: The database ")
+    assert said.startswith(f"{sentence}unexpectedly.")
+    assert reason == "server closed the connection unexpectedly"
 
 
 def test_no_page_makes_a_file_where_the_database_file_was_removed(
-    site: Site, superuser: User
+    site: Site, superuser: User, caplog: pytest.LogCaptureFixture
 ):
     path = sqlite_path(connections[site.alias])
     if path is None:
@@ -293,6 +298,10 @@ def test_no_page_makes_a_file_where_the_database_file_was_removed(
         assert not path.exists(), where
     answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], confirmed="1")
     assert (answer.status, path.exists()) == (503, False)
+    said = [each.message for each in caplog.records if each.name == "agentdb.console"]
+    sentence = f"The database file '{path}' does not exist."
+    assert said[-1].startswith(f"POST /admin/agentdb/session/: {sentence} ")
+    assert said[-2].startswith(f"GET /admin/agentdb/session/attention/: {sentence} ")
 
 
 def test_a_locked_table_is_not_waited_for_by_each_question_of_the_overview(

@@ -699,11 +699,18 @@ def test_agents_page_links_what_belongs_to_it_as_far_as_the_user_may_look(
 def test_each_page_leads_to_the_tables_that_the_user_may_see(site: Site):
     site.log_in(site.make_user("partial", "view_session", "view_agent"))
 
-    html = site.get("agentdb/session/").html
+    html = site.get("agentdb/session/", status="active").html
 
     nav = html.partition('<nav class="agentdb-nav"')[2].partition("</nav>")[0]
-    assert re.findall(r"<a [^>]*?( aria-current=\"page\")?>(.*?)</a>", nav) == [
-        ("", "Overview"), (' aria-current="page"', "Sessions"), ("", "Agents")
-    ]  # fmt: skip
+    assert re.findall(r'<a href="(.*?)"( aria-current="page")?>(.*?)</a>', nav) == [
+        ("/admin/", "", "Overview"),
+        ("/admin/agentdb/session/", ' aria-current="page"', "Sessions"),
+        ("/admin/agentdb/agent/", "", "Agents"),
+    ]
+    # The search leads back to the list, with its filters.
+    assert 'name="from" value="/admin/agentdb/session/?status=active"' in html
+    assert 'name="from"' not in site.get("").html
     site.client.logout()
+    assert "agentdb-nav" not in site.get("").html
+    site.log_in(site.make_user("nobody"))
     assert "agentdb-nav" not in site.get("").html

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,8 @@ from django.contrib.auth.models import User
 from django.db import connections
 from django.utils import timezone
 
-from agentdb.console import figures, questions, report
+from agentdb.admin import actions, changelist, pages, sharing
+from agentdb.console import checks, failures, figures, groups, questions, report
 from agentdb.console.questions import Budget
 from agentdb.console.report import Schema, current_schema
 from agentdb.models import Agent, Sandbox, Session
@@ -198,3 +200,43 @@ def test_a_good_schema_is_assumed_for_a_minute_and_another_is_read_again(
 
     assert said == [bad, pending, good, good, good, good, good, bad]
     assert found == []
+
+
+_WORDS = {
+    0.5: "half a",
+    1: "one",
+    2: "two",
+    3: "three",
+    4: "four",
+    5: "five",
+    10: "ten",
+}
+PROMISES = (
+    f"at least {_WORDS[failures.FEWEST]} sessions failed in the last hour",
+    f"or half of {_WORDS[failures.FEWEST_FOR_HALF]} or more",
+    f"that of the {failures.SAMPLE:,} sessions before the hour",
+    f"among the {failures.MOST_FAILED:,} failed sessions opened last",
+    f"gave no sign of life for {checks.RUNNER_MINUTES} minutes",
+    f"last active at least {checks.SILENT_MINUTES} minutes ago",
+    f"the same for starting sessions, {checks.STARTING_MINUTES} minutes after their last write",
+    f"used in the last {checks.SILENT_MINUTES} minutes",
+    f"A check reports up to {checks.CAP:,} rows",
+    f"If it takes longer than {_WORDS[questions.SECONDS]} seconds or fails",
+    f"take {_WORDS[questions.SECONDS]} seconds each and {_WORDS[questions.PAGE_SECONDS]} together",
+    f"in the newest {report.NEWEST} rows of each table",
+    f"A sum that takes longer than {_WORDS[pages.SUM_SECONDS]} seconds asks you to narrow it",
+    f"the latest {groups.MOST_CHANGES} writes across the tables, with sessions among the {groups.SAMPLE:,} opened last",
+    f"is stopped after {_WORDS[changelist.SEARCH_SECONDS]} seconds",
+    f"The overview may be {_WORDS[sharing.SECONDS]} seconds old",
+    f"in transactions of {actions.BATCH} rows",
+    f"counted up to {figures.WINDOW:,}, and for {_WORDS[changelist.COUNT_SECONDS]} second",
+    f"a count that takes longer than {_WORDS[figures.COUNT_SECONDS]} second",
+    f"those of the newest {figures.NEWEST:,} sessions",
+)
+
+
+def test_the_limits_are_those_that_the_documentation_promises() -> None:
+    page = Path(__file__).parents[2] / "docs/admin.md"
+    text = " ".join(page.read_text().split())
+
+    assert [each for each in PROMISES if each not in text] == []
