@@ -260,7 +260,7 @@ def is_far_above(group: Group, whole: Group) -> bool:
     usual = whole.share_before
     if group.sessions_before >= FEWEST_FOR_USUAL:
         usual = group.share_before
-    expected = min(max(usual, RAREST), 1 - RAREST)
+    expected = max(usual, RAREST)
     if share < 2 * expected:
         return False
     # The Kullback-Leibler divergence: n sessions fail this often by chance with a probability below exp(-n * surprise).

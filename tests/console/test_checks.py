@@ -13,7 +13,7 @@ from django.db import OperationalError, connections
 from django.utils import timezone
 
 from agentdb.console import failures, report
-from agentdb.console.checks import Finding, Fleet, checks
+from agentdb.console.checks import Finding, Fleet, Runner, checks
 from agentdb.console.failures import Group, is_far_above
 from agentdb.console.questions import Budget
 from agentdb.console.report import examine
@@ -106,7 +106,11 @@ def test_an_hour_in_which_everything_failed_is_the_first_thing_to_say(fleet: Sit
         ((5, 5), (1000, 0), True),
         ((5, 5), (0, 0), True),
         ((1000, 25), (1000, 10), False),
-        ((1000, 60), (1000, 10), True),
+        ((1000, 28), (1000, 10), False),
+        ((1000, 29), (1000, 10), True),  # once in 160,000 hours by chance
+        ((10, 5), (1000, 600), True),
+        ((9, 5), (1000, 600), False),
+        ((9, 9), (30, 30), False),
         ((1000, 200), (10_000, 1000), True),  # exactly twice
         ((0, 0), (0, 0), False),
     ],
@@ -117,6 +121,41 @@ def test_failures_are_far_above_the_usual_if_chance_does_not_explain_them(
     group = Group(None, None, *lately, *usually)
 
     assert is_far_above(group, group) is far
+
+
+@pytest.mark.parametrize(("sessions_before", "far"), [(19, True), (20, False)])
+def test_a_group_that_was_rarely_used_is_measured_by_the_usual_share_of_all(
+    sessions_before: int, far: bool
+):
+    group = Group("bot", None, 100, 40, sessions_before, sessions_before // 2)
+    whole = Group(None, None, 1000, 40, 1000, 10)
+
+    assert is_far_above(group, whole) is far
+
+
+def test_older_sessions_are_measured_by_what_older_ones_did_before(fleet: Site):
+    morning = {"opened": 5 * 3600}
+    sessions(fleet, 90, **morning, age=3 * 3600, status="ended")
+    sessions(fleet, 10, **morning, age=3 * 3600, status="error")
+    sessions(fleet, 100, **morning, age=2 * 3600, status="active")
+    sessions(fleet, 20, **morning, age=10 * MINUTE, status="ended")
+    sessions(fleet, 40, **morning, age=MINUTE, status="active")
+    sessions(fleet, 40, **morning, age=10 * MINUTE, status="error")
+
+    finding = found(fleet)["failing"]
+
+    assert (finding.count, finding.detail) == (
+        40,
+        "all sessions: 40 of 100, usually 5.0 %",
+    )
+
+
+@pytest.mark.parametrize(("age", "failed"), [(3570, 108), (3630, 0)])
+def test_an_hour_has_sixty_minutes(fleet: Site, age: int, failed: int):
+    sessions(fleet, 300, **USUAL)
+    sessions(fleet, 108, age=age, status="error")
+
+    assert found(fleet)["failing"].count == failed
 
 
 def test_failures_of_one_agent_or_tenant_are_seen_among_many_that_work(fleet: Site):
@@ -276,6 +315,16 @@ def test_what_the_runner_itself_writes_is_its_sign_of_life(
 
     assert runner.condition == ("" if is_sign else "silent")
     assert Fleet(fleet.alias).runner("r") == runner
+
+
+def test_a_sign_of_life_is_searched_among_a_runners_500_newest_sessions(fleet: Site):
+    sessions(fleet, 1, age=60, opened=9000, runner_id="r", status="ended")
+    sessions(fleet, 499, age=60, opened=8000, runner_id="r", status="paused")
+    assert Fleet(fleet.alias).runner("r").seen_at is not None
+
+    sessions(fleet, 1, age=60, opened=7000, runner_id="r", status="paused")
+
+    assert Fleet(fleet.alias).runner("r") == Runner("r", None, 0, 0)
 
 
 # -- sessions
