@@ -562,11 +562,13 @@ def test_a_server_that_sends_a_message_and_then_nothing_is_waited_for_once(
     with connections[db.alias].cursor() as cursor:
         cursor.execute("LISTEN news")
     execute(url, "NOTIFY news")
+    connection: Any = db._executor.threads.slot()._connection
+    _wait_until(connection._is_readable)
 
     def say_nothing(*_: object, **__: object) -> None:
         raise CallTimeout("no answer in time")
 
-    monkeypatch.setattr(connections[db.alias].connection, "execute", say_nothing)
+    monkeypatch.setattr(connection.raw, "execute", say_nothing)
     with pytest.raises(DatabaseUnavailableError, match="no answer in time"):
         make_agent(db, "after")
 
