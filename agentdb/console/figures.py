@@ -31,11 +31,11 @@ class Figure(NamedTuple):
     """A number of rows: counted, estimated from a server's statistics, or counted up to a limit."""
 
     rows: int
-    is_estimate: bool = False
+    estimated: bool = False
     at_least: bool = False
 
     def __str__(self) -> str:
-        if self.is_estimate:
+        if self.estimated:
             return f"≈ {self.rows:,}"
         return f"{self.rows:,}{'+' if self.at_least else ''}"
 
@@ -82,7 +82,7 @@ def estimated_rows(rows: QuerySet[Any]) -> Figure | None:
     # PostgreSQL says -1 of a table that was never analyzed.
     if row is None or row[0] < 0:
         return None
-    return Figure(row[0], is_estimate=True)
+    return Figure(row[0], estimated=True)
 
 
 def by_value(rows: QuerySet[Any], column: str) -> dict[str, Figure]:
@@ -123,7 +123,7 @@ def _estimated(
     if not figure.at_least or whole is None or share is None:
         return figure
     estimate = int(share * whole.rows)
-    return Figure(max(estimate, WINDOW), is_estimate=True)
+    return Figure(max(estimate, WINDOW), estimated=True)
 
 
 def _shares(rows: QuerySet[Any], column: str) -> dict[str, float]:

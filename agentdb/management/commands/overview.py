@@ -4,14 +4,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.console.checks import Finding, Runner
 from agentdb.console.display import relative
-from agentdb.console.figures import Figure, Hour, activity, by_value, total
+from agentdb.console.figures import Figure, activity, by_value, total
 from agentdb.console.questions import Answer, Budget
 from agentdb.console.report import Report, examine, unanswered
 from agentdb.errors import DatabaseUnavailableError
@@ -21,8 +21,6 @@ from agentdb.schema.inspection import inspecting
 
 JSON_FORMAT = 1
 TABLES = (Session, Sandbox, Agent, ApiKey)
-
-Value = TypeVar("Value")
 
 
 class Command(DatabaseCommand):
@@ -46,21 +44,15 @@ class Command(DatabaseCommand):
         if report.wrong or report.unknown:
             sys.exit(1)
 
-    def _print(self, report: Report, figures: dict[str, Any]) -> None:
+    def _print(self, report: Report, figures: dict[str, Answer[Any]]) -> None:
         at = f"{report.at:%Y-%m-%d %H:%M:%S} UTC"
         self.stdout.write(f"{report.engine}, {report.place}, as of {at}")
         if report.problem:
             self.stdout.write(self.style.ERROR(str(report.problem)))
             return
         self.print_lines(self._attention(report))
-        named = {
-            **figures["totals"],
-            "statuses": figures["sessions_by_status"],
-            "states": figures["sandboxes_by_state"],
-            "last 24 h": figures["activity"],
-        }
-        for name, figure in named.items():
-            self.stdout.write(f"{name:<10} {_text(figure)}")
+        for name, answer in figures.items():
+            self.stdout.write(f"{name:<10} {_text(answer.value)}")
         for runner in report.runners.value or ():
             seen = relative(runner.seen_at) if runner.seen_at else "none"
             self.stdout.write(
@@ -100,76 +92,52 @@ def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
         yield connections[alias]
 
 
-def _ask(page: Budget) -> dict[str, Any]:
-    """Return the figures as they are in the JSON.
-
-    The terminal prints them from there, so that both say the same.
-    """
+def _ask(page: Budget) -> dict[str, Answer[Any]]:
+    """Return the figures by the names that the terminal gives them."""
     alias = page.connection.alias
-    totals = {}
+    asked: dict[str, Callable[[], Any]] = {}
     for model in TABLES:
         rows: Any = model._default_manager.using(alias)
-        counted = page.ask(partial(total, rows))
-        totals[model._meta.db_table] = _value(counted, _figure)
-    sessions = Session.objects.using(alias)
-    sandboxes = Sandbox.objects.using(alias)
-    statuses = page.ask(lambda: by_value(sessions, "status"))
-    states = page.ask(lambda: by_value(sandboxes, "state"))
-    hours = page.ask(lambda: activity(page.connection, hours=24))
-    return {
-        "totals": totals,
-        "sessions_by_status": _value(statuses, _figures),
-        "sandboxes_by_state": _value(states, _figures),
-        "activity": _value(hours, _hours),
-    }
+        asked[model._meta.db_table] = partial(total, rows)
+    asked["statuses"] = partial(by_value, Session.objects.using(alias), "status")
+    asked["states"] = partial(by_value, Sandbox.objects.using(alias), "state")
+    asked["last 24 h"] = partial(activity, page.connection, 24)
+    return {name: page.ask(question) for name, question in asked.items()}
 
 
-def _value(answer: Answer[Value], show: Callable[[Value], Any]) -> Any:
-    """Return the answer for JSON, or the problem instead."""
-    if answer.value is None:
+def _text(value: Any) -> str:
+    """Return a figure, or several, as the terminal shows it."""
+    if value is None:
+        return "not known"
+    if isinstance(value, Figure):
+        return str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {figure}" for name, figure in value.items())
+    opened = sum(hour.opened for hour in value)
+    failed = sum(hour.failed for hour in value)
+    return f"{opened:,} sessions opened, {failed:,} failed"
+
+
+def _plain(answer: Answer[Any]) -> Any:
+    """Return a figure, or several, for JSON; the problem instead if there is none."""
+    value = answer.value
+    if value is None:
         return {"problem": str(answer.problem)}
-    return show(answer.value)
-
-
-def _figure(figure: Figure) -> dict[str, Any]:
-    """Return a number of rows, and how exact it is; ``_text`` reads the fields in this order."""
-    return {
-        "rows": figure.rows,
-        "estimated": figure.is_estimate,
-        "at_least": figure.at_least,
-    }
-
-
-def _figures(figures: dict[str, Figure]) -> dict[str, Any]:
-    return {value: _figure(figure) for value, figure in figures.items()}
-
-
-def _hours(hours: list[Hour]) -> list[dict[str, Any]]:
+    if isinstance(value, Figure):
+        return value._asdict()
+    if isinstance(value, dict):
+        return {name: figure._asdict() for name, figure in value.items()}
     return [
         {
             "hour": hour.at.isoformat(),
             "opened": hour.opened,
             "failed": hour.failed,
         }
-        for hour in hours
+        for hour in value
     ]
 
 
-def _text(figure: Any) -> str:
-    """Return a value of the JSON as the terminal shows it."""
-    if isinstance(figure, list):
-        opened = sum(hour["opened"] for hour in figure)
-        failed = sum(hour["failed"] for hour in figure)
-        return f"{opened:,} sessions opened, {failed:,} failed"
-    # A status of a newer server may have any name, but its value is a figure of its own.
-    if isinstance(figure.get("problem"), str):
-        return "not known"
-    if isinstance(figure.get("rows"), int):
-        return str(Figure(*figure.values()))
-    return ", ".join(f"{value} {_text(each)}" for value, each in figure.items())
-
-
-def _as_json(report: Report, figures: dict[str, Any]) -> dict[str, Any]:
+def _as_json(report: Report, figures: dict[str, Answer[Any]]) -> dict[str, Any]:
     head = {
         "format": JSON_FORMAT,
         "engine": report.engine,
@@ -178,10 +146,14 @@ def _as_json(report: Report, figures: dict[str, Any]) -> dict[str, Any]:
     }
     if report.problem:
         return {**head, "error": str(report.problem)}
+    plain = {name: _plain(answer) for name, answer in figures.items()}
     return {
         **head,
         "attention": [_finding(found) for found in report.findings],
-        **figures,
+        "sessions_by_status": plain.pop("statuses"),
+        "sandboxes_by_state": plain.pop("states"),
+        "activity": plain.pop("last 24 h"),
+        "totals": plain,
         "runners": [_runner(runner) for runner in report.runners.value or ()],
     }
 
