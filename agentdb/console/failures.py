@@ -122,7 +122,7 @@ class Failures(NamedTuple):
         matching = Q(pk__in=[])
         for group in self.groups:
             matching |= group.matching
-        failed = sessions.filter(_FAILED, matching)
+        failed = sessions.filter(_FAILED & matching)
         return failed.filter(last_active_at__gte=self.since)
 
 

@@ -32,12 +32,12 @@ SECONDS = 2.0  # for one query
 PAGE_SECONDS = 5.0  # for all queries of a page
 LOCK_SECONDS = 3.0
 
-DATABASE_ERRORS: tuple[type[Exception], ...] = (
+DATABASE_ERRORS = (
     DjangoDatabaseError,
     AgentDbError,
     sqlite3.Error,
 )
-EXPECTED_ERRORS: tuple[type[Exception], ...] = (
+EXPECTED_ERRORS = (
     *DATABASE_ERRORS,
     # What reading a value that Python cannot represent raises.
     ValueError,

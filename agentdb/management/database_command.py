@@ -36,18 +36,12 @@ class AgentDbCommand(BaseCommand):
     output_is_the_result: ClassVar[bool] = False
     progress: ProgressLine
 
-    def __init__(
-        self,
-        stdout: Any = None,
-        stderr: Any = None,
-        no_color: bool = False,
-        force_color: bool = False,
-    ) -> None:
-        # Any: Django asks for its own OutputWrapper or a text stream, and wraps what it gets.
+    # Any: Django asks for its own OutputWrapper or a text stream, and wraps what it gets.
+    def __init__(self, stdout: Any = None, stderr: Any = None, **colors: bool) -> None:
         self._output = Output(sys.stdout if stdout is None else stdout)
         output: Any = self._output
         errors: Any = Output(sys.stderr if stderr is None else stderr)
-        super().__init__(output, errors, no_color, force_color)
+        super().__init__(output, errors, **colors)
 
     def interrupted(self) -> str:
         """Return the sentence about what is stored after Ctrl-C."""

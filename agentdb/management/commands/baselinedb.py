@@ -65,14 +65,10 @@ class Command(DatabaseCommand):
             self.print_json(as_json(outcome, checked=check))
         elif outcome.plan.has_work and not check:
             self.print_lines(describe_outcome(outcome))
-        if code := _exit_code(outcome.plan, check):
-            sys.exit(code)
+        if outcome.plan.refusals:
+            sys.exit(2)
+        if check and outcome.plan.has_work:
+            sys.exit(1)
 
     def error_report(self, error: AgentDbError) -> object:
         return error_as_json(error)
-
-
-def _exit_code(plan: Plan, check: bool) -> int:
-    if plan.refusals:
-        return 2
-    return 1 if check and plan.has_work else 0
