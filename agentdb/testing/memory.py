@@ -237,26 +237,16 @@ class MemoryDb(KeyIssuer):
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> AgentRecord:
         now = self._now()
-        old = self._agents.where(name=name, tenant_id=tenant_id).first()
-        if old is None:
-            id = str(uuid.uuid4())
-            agent = AgentRecord(
-                id,
-                tenant_id,
-                name,
-                1,
-                path,
-                now,
-                now,
-            )
-        else:
-            agent = replace(
-                old,
-                version=old.version + 1,
-                path=path,
-                updated_at=now,
-            )
-        return self._agents.put(agent)
+        id = str(uuid.uuid4())
+        new = AgentRecord(id, tenant_id, name, 0, path, now, now)
+        old = self._agents.where(name=name, tenant_id=tenant_id).first() or new
+        updated = replace(
+            old,
+            version=old.version + 1,
+            path=path,
+            updated_at=now,
+        )
+        return self._agents.put(updated)
 
     def get_agent(
         self, name: str, tenant_id: str = DEFAULT_TENANT_ID
@@ -372,14 +362,9 @@ class MemoryDb(KeyIssuer):
         if session is None or session.status in _FINISHED:
             return None
         now = self._now()
-        # Nobody's session, the runner's own, or a paused one; and one that was silent for long enough.
-        may_have_it = (
-            session.runner_id in (None, runner_id)
-            or session.status == SessionStatus.PAUSED
-        )
-        if silent_for is not None and session.last_active_at < now - silent_for:
-            may_have_it = True
-        if not may_have_it:
+        is_silent = silent_for is not None and session.last_active_at < now - silent_for
+        is_free = session.runner_id in (None, runner_id)
+        if not (is_free or is_silent or session.status == SessionStatus.PAUSED):
             return None
         wanted.change(now, runner_id=runner_id)
         return wanted.first()
