@@ -278,9 +278,9 @@ def test_inside_a_transaction_nothing_is_asked_before_a_call(
     with agentdb.connect(url) as db, transaction.atomic(using=db.alias):
         db.list_agents()
         connection: Any = db._executor.threads.slot().open_in_block()
-        usual, connection._readable = connection._readable, refuse
+        usual, connection._is_readable = connection._is_readable, refuse
         assert db.list_agents() == []
-        connection._readable = usual
+        connection._is_readable = usual
 
 
 def test_a_column_of_a_type_that_the_driver_does_not_know_is_read_as_text(
