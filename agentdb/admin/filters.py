@@ -238,7 +238,7 @@ class CheckFilter(ColumnFilter):
         return str(self.check.title) if self.check else self.value()
 
     def condition(self) -> Q:
-        """Return the rows that the check finds now: their ids, or its query if they are more than ``CAP``."""
+        """Return the rows that the check finds now: their ids, or its query if they are ``CAP`` or more."""
         if self.check is None:
             text = gettext("%s is not a check of this table.")
             raise ValueError(text % self.value()[:60])
@@ -247,10 +247,10 @@ class CheckFilter(ColumnFilter):
         found = rows.order_by().values_list("pk", flat=True)
         # A check's conditions may be slow, and the page, its count and its export would each evaluate them again, in an
         # order that suits the list instead of the check. So find its rows once, and name them if they are few.
-        ids = list(found[: CAP + 1])
-        if len(ids) > CAP:
-            return Q(pk__in=found)
-        return Q(pk__in=ids)
+        ids = list(found[:CAP])
+        if len(ids) < CAP:
+            return Q(pk__in=ids)
+        return Q(pk__in=found)
 
 
 class TenantFilter(IndexedTextFilter):

@@ -132,21 +132,9 @@ _LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname} {message}", "style": "{"}},
     "handlers": {"terminal": {"class": "logging.StreamHandler", "formatter": "line"}},
     "loggers": {
-        "agentdb.audit": {
-            "handlers": ["terminal"],
-            "level": "INFO",
-            "propagate": False,
-        },
-        "agentdb.console": {
-            "handlers": ["terminal"],
-            "level": "WARNING",
-            "propagate": False,
-        },
-        "django.request": {
-            "handlers": ["terminal"],
-            "level": "ERROR",
-            "propagate": False,
-        },
+        "agentdb.audit": {"handlers": ["terminal"], "level": "INFO"},
+        "agentdb.console": {"handlers": ["terminal"], "level": "WARNING"},
+        "django.request": {"handlers": ["terminal"], "level": "ERROR"},
     },
 }
 

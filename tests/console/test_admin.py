@@ -311,6 +311,7 @@ def test_the_middle_of_a_text_too_long_for_a_page_is_cut_and_not_to_be_copied():
         f'<span class="agentdb-id" title="{whole}">12345678{_hides(cut)}wxyz</span>'
     )
     assert admin_display.cut("m" * 500) == "m" * 500
+    assert admin_display.cut("m" * 501).endswith("m (501 characters)")
     assert admin_display.cut("m" * 1_501).endswith("m (1,501 characters)")
 
 
@@ -1414,6 +1415,7 @@ def test_what_was_paused_is_resumed_as_it_was_from_the_audit_line(
     ("lines", "sentence"),
     [
         ("nonsense", "This is not a line of the audit log: nonsense"),
+        ("x" * 81, f"This is not a line of the audit log: {'x' * 80} "),
         ('{"action": 1}', 'This is not a line of the audit log: {"action": 1}'),
         (
             '{"action": "delete", "before": {"s1": "cold"}}',
@@ -1875,7 +1877,7 @@ def test_the_rows_of_a_check_are_the_ordinary_list(site: Site):
 
 
 def test_a_rows_page_has_the_row_as_json_without_a_keys_hash(
-    site: Site, superuser: User
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
 ):
     fill(site.alias, 2)
     ApiKey.objects.using(site.alias).filter(pk="k0001").update(key_hash="f" * 64)
@@ -1892,6 +1894,11 @@ def test_a_rows_page_has_the_row_as_json_without_a_keys_hash(
     )
     assert "f" * 9 not in key.html
     assert "ffffffff…" in key.text
+    # A button must not make the page much larger.
+    for longest in (len(unescape(text)), len(unescape(text)) - 1):
+        monkeypatch.setattr("agentdb.admin.model_admins.LONGEST_JSON", longest)
+        page = site.get("agentdb/session/s0001/change/")
+        assert ("data-copy-text" in page.html) is (longest == len(unescape(text)))
 
 
 def test_a_rows_page_leads_to_its_history_where_one_is_kept(

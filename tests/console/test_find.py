@@ -152,6 +152,16 @@ def test_odd_texts_find_nothing_and_break_nothing(site: Site, rows: None, text: 
     assert looked_for(site, text.encode(errors="replace").decode()).status == 200
 
 
+def test_of_a_long_text_as_much_is_looked_for_as_a_name_may_have(
+    site: Site, superuser: User
+):
+    agent = site.db.upsert_agent("n" * 512, "/srv/a")
+
+    found = looked_for(site, f"  {'n' * 512}x")
+
+    assert found.response["Location"] == f"/admin/agentdb/agent/{agent.id}/change/"
+
+
 @pytest.mark.parametrize("is_revoked", [False, True])
 def test_no_question_to_the_database_holds_a_pasted_key(
     site: Site, superuser: User, is_revoked: bool
