@@ -214,8 +214,7 @@ class AddIndex(operations.AddIndex):
     ) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
         # CREATE INDEX waits for writers, and every later writer waits behind it: rather fail, and be run again.
-        if schema_editor.connection.vendor == "postgresql":
-            schema_editor.execute(LIMIT_LOCK_WAITS, None)
+        _limit_lock_waits(schema_editor)
         if schema_editor.connection.vendor != "cockroachdb":
             super().database_forwards(app_label, schema_editor, from_state, to_state)
         elif self.allow_migrate_model(schema_editor.connection.alias, model):
@@ -233,9 +232,13 @@ class AddIndex(operations.AddIndex):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        if schema_editor.connection.vendor == "postgresql":
-            schema_editor.execute(LIMIT_LOCK_WAITS, None)
+        _limit_lock_waits(schema_editor)
         super().database_backwards(app_label, schema_editor, from_state, to_state)
+
+
+def _limit_lock_waits(schema_editor: BaseDatabaseSchemaEditor) -> None:
+    if schema_editor.connection.vendor == "postgresql":
+        schema_editor.execute(LIMIT_LOCK_WAITS, None)
 
 
 def _lock(
@@ -248,8 +251,8 @@ def _lock(
         tables = ", ".join(
             schema_editor.quote_name(model._meta.db_table) for model in models_
         )
+        _limit_lock_waits(schema_editor)
         try:
-            schema_editor.execute(LIMIT_LOCK_WAITS, None)
             schema_editor.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE", None)
         except ProgrammingError as error:
             raise SchemaMismatchError(

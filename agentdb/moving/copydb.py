@@ -215,10 +215,9 @@ def summarise(alias: str, progress: Progress = _quiet) -> Summary:
     """Return the summaries of the alias's tables."""
     with inspecting(alias) as connection:
         _check_schema(connection)
-        summary = {}
-        for model in _models():
-            summary[_table(model)] = _summed(connection, model, progress)
-        return summary
+        return {
+            _table(model): _summed(connection, model, progress) for model in _models()
+        }
 
 
 def check(source: str, target: str) -> dict[str, int]:

@@ -83,23 +83,18 @@ class Key:
 
     name: str | None
     does: Index
-    is_constraint: bool = False
-    is_primary: bool = False
+    # The first part of its codes. A primary key is one only where a table has none.
+    noun: Literal["index", "unique", "primary_key"] = "index"
 
     @property
-    def noun(self) -> str:
-        """The first part of its codes."""
-        if self.is_primary:
-            return "primary_key"
-        return "unique" if self.is_constraint else "index"
+    def is_constraint(self) -> bool:
+        return self.noun == "unique"
 
     @property
     def kind(self) -> str:
-        if self.is_primary:
-            return "primary key"
-        if self.is_constraint:
-            return "unique constraint"
-        return "unique index" if self.does.unique else "index"
+        if self.noun == "index":
+            return "unique index" if self.does.unique else "index"
+        return "unique constraint" if self.is_constraint else "primary key"
 
     @property
     def columns(self) -> frozenset[str]:
@@ -124,7 +119,7 @@ class Key:
 
     @property
     def title(self) -> str:
-        if self.is_primary:
+        if self.noun == "primary_key":
             return "the primary key"
         return f"{self.kind} {self.name or 'without a name'}"
 
@@ -137,7 +132,7 @@ class Key:
 
     def is_like(self, other: Key, *, names: bool) -> bool:
         """Return whether both do the same, valid or not; with ``names`` they are also of the same kind."""
-        if names and self.is_constraint != other.is_constraint:
+        if names and self.noun != other.noun:
             return False
         return replace(self.does, valid=True) == replace(other.does, valid=True)
 
@@ -168,7 +163,7 @@ def keys_of(table: Table) -> list[Key]:
     """Return the UNIQUE constraints and the indexes of a table, without the primary key."""
     return [
         *(
-            Key(each.name, plain_key(each.columns, each.options), is_constraint=True)
+            Key(each.name, plain_key(each.columns, each.options), "unique")
             for each in table.uniques
         ),
         *(Key(index.name, replace(index, name="")) for index in table.indexes),
@@ -390,7 +385,7 @@ class _TableDiff:
         primary = self.expected.primary_key
         if primary is not None and self.live.primary_key is None:
             does = plain_key(primary.columns)
-            wanted.insert(0, Key(primary.name, does, is_primary=True))
+            wanted.insert(0, Key(primary.name, does, "primary_key"))
         lost: dict[str, list[str]] = defaultdict(list)
         found = [
             *self._changed_keys(changed),

@@ -41,9 +41,7 @@ _LOOKS = 3  # of a file to which another process begins to write
 _MAGIC = b"SQLite format 3\0"
 _LOOKS_AT_SIZE = 20
 _SECONDS_BETWEEN_LOOKS = 0.02
-_INSPECTED = (
-    "AGENTDB_INSPECTED"  # the file behind the connection, whatever name it opened
-)
+_INSPECTED = "AGENTDB_INSPECTED"  # the file that is read, under whatever name
 
 
 @contextmanager

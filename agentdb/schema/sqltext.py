@@ -88,7 +88,8 @@ def tokenize(sql: str) -> list[Token]:
     return tokens
 
 
-_START = Token("symbol", "", 0, 0)
+# What stands before the first token: nothing that the first one could belong to.
+[_START] = tokenize(";")
 
 
 def _items(sql: str, *, fold_names: bool = False) -> Sequence[Sequence[Token]]:

@@ -9,18 +9,12 @@ from typing import Literal
 @dataclass(frozen=True)
 class Column:
     name: str
-    type: (
-        str  # canonical, lower case: text, integer, datetime, timestamp with time zone
-    )
+    type: str  # in lower case: text, integer, datetime, timestamp with time zone
     nullable: bool
     default: str | None  # canonical SQL; None for no default and for DEFAULT NULL
     collation: str | None = None  # None: the database's own
-    generated: str | None = (
-        None  # canonical expression of a generated or identity column
-    )
-    conflict: str | None = (
-        None  # SQLite's action for a NULL instead of refusing it: ignore, replace, …
-    )
+    generated: str | None = None  # expression of a generated or identity column
+    conflict: str | None = None  # SQLite: what happens to a NULL: ignore, replace, …
 
 
 @dataclass(frozen=True)

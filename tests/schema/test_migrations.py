@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.core.management import CommandError, call_command, load_command_class
-from django.db import OperationalError, connections, models
+from django.db import OperationalError, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.operations.base import Operation
@@ -431,6 +431,14 @@ def test_an_instant_that_the_old_server_cannot_read_stops_the_way_back(
         assert rows(
             connection, f"SELECT count(*) FROM sandboxes WHERE last_used_at = '{value}'"
         ) == [(1,)]
+
+
+def test_a_transaction_goes_on_after_the_question_what_an_empty_database_lacks(
+    empty_url: str,
+):
+    with opened(empty_url) as connection, transaction.atomic(connection.alias):
+        assert pending_migrations(connection) == list(migration_names())
+        assert rows(connection, "SELECT 1") == [(1,)]
 
 
 def test_migrate_zero_drops_the_four_tables_and_migrate_makes_them_again(url: str):

@@ -16,6 +16,7 @@ from django.apps import apps
 from django.db import connections
 from django.db.migrations.state import ModelState, ProjectState
 from django.db.models import CheckConstraint, Q, TextField, UniqueConstraint
+from django.test.utils import CaptureQueriesContext
 
 from agentdb.schema import Difference, compare, expected_tables, read_tables
 from agentdb.schema.migration_record import migration_names, schema_problem
@@ -207,6 +208,13 @@ def test_tables_that_do_not_fit_their_record_are_a_problem_with_its_command(
         sentence and sentence.format(place="The place", pending=", ".join(pending))
     )
     assert getattr(problem, "pending", ()) == tuple(pending)
+
+
+def test_connect_asks_two_queries_if_all_is_well(database):
+    with CaptureQueriesContext(database.connection) as sent:
+        assert schema_problem(database.connection, "The place") is None
+
+    assert len(sent) == 2
 
 
 # ------------------------------------------------------------------------------------- what does no harm, and nothing
