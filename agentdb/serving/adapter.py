@@ -535,26 +535,34 @@ class DjangoDb(KeyIssuer):
             of_runner="runner_id" in values,
             skip_locked=skip_locked,
         )
-        there: set[str] = set()
-        if interval:
-            values["interval"] = interval
-            values["touched_before"] = datetime.now(UTC) - interval
-            # Read first, because most touches come too soon after another; the update checks again.
-            rows = self._executor.all(_pair, touch.is_due, **values)
-            is_due = dict(rows)
-            there.update(is_due)
-            if not any(is_due.values()):
-                return there
+        if not interval:
+            return self._touch_due(touch, values)
+        values["interval"] = interval
+        values["touched_before"] = datetime.now(UTC) - interval
+        # Read first, because most touches come too soon after another; the update checks again.
+        rows = self._executor.all(_pair, touch.is_due, **values)
+        recent = {id for id, is_due in rows if not is_due}
+        if len(recent) == len(rows):
+            return recent
+        there = recent | self._touch_due(touch, values)
+        if len(there) < len(rows):
+            # Others were faster. A row that they touched counts; one that they claimed or deleted does not.
+            again = self._executor.all(_pair, touch.is_due, **values)
+            there.update(id for id, _ in again)
+        return there
+
+    def _touch_due(self, touch: queries.Touch, values: dict[str, Any]) -> set[str]:
+        """Write the time of the rows that are due, and return their ids."""
         update = touch.update
         # In a transaction, the whole of it would not wait for the disk.
         if self._relaxed_touches and not self._executor.threads.in_transaction:
             update = touch.unsynced
         if update.returning:
             touched = self._executor.all(str, update, **values)
-            there.update(touched)
-        elif self._executor.changed(update, **values):
-            there.add(values["id"])
-        return there
+            return set(touched)
+        if self._executor.changed(update, **values):
+            return {values["id"]}
+        return set()
 
     # -- API keys
 

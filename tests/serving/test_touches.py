@@ -12,6 +12,7 @@ from django.db import connections
 
 import agentdb
 from agentdb import DjangoDb, InvalidInputError
+from tests.helpers.factories import execute
 
 KINDS = {
     "sessions": ("last_active_at", "touch_session"),
@@ -85,18 +86,39 @@ def test_a_touch_too_soon_after_another_writes_nothing_and_answers_all_the_same(
         assert datetime.now(UTC) - stored(db, table) < timedelta(seconds=1000)
 
 
-def test_the_update_asks_again_whether_the_touch_is_due(
-    empty_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(
+    ("other", "answer"),
+    [
+        ("UPDATE sessions SET runner_id = 'r2'", False),
+        ("DELETE FROM sessions", False),
+        ("UPDATE sessions SET last_active_at = '2999-01-01 00:00:00'", True),
+    ],
+    ids=["claimed", "deleted", "touched"],
+)
+def test_a_touch_answers_as_another_call_left_the_row_between_its_look_and_its_update(
+    empty_url: str, other: str, answer: bool, many: bool
 ):
     with opened(empty_url, "touch_interval=3000") as db:
-        set_back(db, "sessions", 1000)
-        at = stored(db, "sessions")
-        # As if another process touched it between the question and the update.
-        monkeypatch.setattr(db._executor, "first", lambda make, query, **values: True)
+        db.update_session_runner("s", "r1")
+        set_back(db, "sessions", 4000)
+        others = [other]
 
-        assert db.touch_session("s") is True
-        monkeypatch.undo()
-        assert stored(db, "sessions") == at
+        def watch(run, sql, *arguments):
+            if others and sql.startswith("UPDATE"):
+                execute(empty_url, others.pop())
+            return run(sql, *arguments)
+
+        with connections[db.alias].execute_wrapper(watch):
+            if many:
+                touched = db.touch_sessions(["s"], runner_id="r1") == ["s"]
+            else:
+                touched = db.touch_session("s", runner_id="r1")
+
+        assert touched is answer
+        assert not others
+        if answer:
+            assert stored(db, "sessions").year == 2999
 
 
 def test_a_tenants_view_and_a_transaction_keep_the_interval(empty_url: str):
