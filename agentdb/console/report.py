@@ -224,7 +224,9 @@ def _findings_beside_rows(budget: Budget, schema: Answer[Schema]) -> list[Findin
     """
     found = schema.value or Schema((), (), 0, ())
     unreadable = budget.ask(
-        lambda: unreadable_rows(budget.connection, MOST_UNREADABLE), 1.0
+        # One more tells "20" from "20+".
+        lambda: unreadable_rows(budget.connection, MOST_UNREADABLE + 1),
+        1.0,
     )
     findings = [
         _named(
@@ -275,16 +277,17 @@ def _named(
     named: int = 1,
     most: int | None = None,
 ) -> Finding:
-    """Return an urgent finding that counts what was found, of which at most so many were asked for, and names some."""
+    """Return an urgent finding that counts what was found, at most so many, and names some."""
     found = answer.value or ()
+    counted = found[:most]
     return Finding(
         code,
         title,
-        len(found),
-        at_least=len(found) == most,
+        len(counted),
+        at_least=len(counted) < len(found),
         urgent=True,
-        sentence=sentence % len(found),
-        detail=", ".join(found[:named]),
+        sentence=sentence % len(counted),
+        detail=", ".join(counted[:named]),
         problem=answer.problem,
     )
 

@@ -12,15 +12,16 @@ from django.core.management import call_command
 from django.db import OperationalError, connections
 from django.utils import timezone
 
-from agentdb.console import failures, report
+from agentdb.console import failures, figures, report
 from agentdb.console.checks import Finding, Fleet, Runner, checks
 from agentdb.console.failures import Group, is_far_above
+from agentdb.console.groups import changes
 from agentdb.console.questions import Budget
 from agentdb.console.report import examine
 from agentdb.models import Agent, Sandbox, Session
 from tests.helpers.admin_fixtures import Site
 
-MINUTE = 60
+MINUTE, HOUR = 60, 3_600
 
 
 @pytest.fixture
@@ -317,6 +318,18 @@ def test_what_the_runner_itself_writes_is_its_sign_of_life(
     assert Fleet(fleet.alias).runner("r") == runner
 
 
+def test_of_the_runners_that_look_silent_a_hundred_are_asked_for_what_they_ended(
+    fleet: Site,
+):
+    for number in range(101):
+        runner = f"r{number}"
+        sessions(fleet, 1, age=HOUR - number, runner_id=runner)
+        sessions(fleet, 1, age=60, runner_id=runner, status="ended")
+
+    # The longest silent are asked first.
+    assert Fleet(fleet.alias).silent_runners == ["r100"]
+
+
 def test_a_sign_of_life_is_searched_among_a_runners_500_newest_sessions(fleet: Site):
     sessions(fleet, 1, age=60, opened=9000, runner_id="r", status="ended")
     sessions(fleet, 499, age=60, opened=8000, runner_id="r", status="paused")
@@ -461,6 +474,35 @@ def test_an_old_server_that_writes_to_an_adopted_file_is_said(
     )
 
 
+def test_the_spelling_of_the_newest_200_rows_is_checked(fleet: Site):
+    connection = connections[fleet.alias]
+    if connection.vendor != "sqlite":
+        pytest.skip("a server stores instants, and not their spelling")
+    sessions(fleet, 1, age=300, status="paused")
+    with connection.cursor() as cursor:
+        spelt = "replace(last_active_at, ' ', 'T')"
+        cursor.execute(f"UPDATE sessions SET last_active_at = {spelt}")
+    sessions(fleet, 199, age=200, status="paused")
+    assert said(fleet) == {"drift": 1}
+
+    sessions(fleet, 1, age=200, status="paused")
+
+    assert said(fleet) == {}
+
+
+def test_rows_that_cannot_be_read_are_counted_up_to_twenty(fleet: Site):
+    connection = connections[fleet.alias]
+    odd = "not-a-date" if connection.vendor == "sqlite" else "infinity"
+    shown = []
+    for number in (19, 1, 1):
+        sessions(fleet, number, status="paused")
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE sessions SET created_at = %s", [odd])
+        shown.append(found(fleet)["unreadable"].shown)
+
+    assert shown == ["19", "20", "20+"]
+
+
 # -- a fleet
 
 
@@ -512,6 +554,19 @@ def test_a_fleet_of_40_000_is_well_and_then_not(fleet: Site):
     with pytest.raises(SystemExit) as ended:
         call_command("overview", database=fleet.alias)
     assert ended.value.code == 1
+    # How many rows are counted, however many there are.
+    everything = Session.objects.using(fleet.alias)
+    Sandbox.objects.using(fleet.alias).update(state="running", session_id="gone")
+    assert found(fleet)["sandbox-alone"].shown == "10,000+"
+    assert str(figures.capped_count(everything)) == "10,000+"
+    assert [each.sessions for each in figures.top_tenants(fleet.alias)] == [10_000]
+    by_status = figures.by_status(everything)
+    assert sum(each.rows for each in by_status.values()) == 20_000
+    assert str(by_status["starting"]) == "50+"
+    later = timezone.now() + timedelta(hours=1)
+    among = everything.filter(pk__in=["s-20000", "s-20001"])
+    among.update(last_active_at=later)
+    assert [each.row.pk for each in changes(fleet.alias, later)] == ["s-20000"]
 
 
 def test_a_check_that_cannot_be_made_is_no_all_clear(

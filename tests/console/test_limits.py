@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from agentdb.admin import actions, changelist, pages, sharing
 from agentdb.console import checks, failures, figures, groups, questions, report
-from agentdb.console.questions import Budget
+from agentdb.console.questions import Budget, question
 from agentdb.console.report import Schema, current_schema
 from agentdb.models import Agent, Sandbox, Session
 from agentdb.serving.opening import temporary_alias
@@ -180,6 +181,58 @@ def test_a_page_asks_for_five_seconds_and_sets_a_servers_limit_once(
     )
     # One before all questions, and one after.
     assert len([sql for sql in statements if "set_config" in sql]) == 2 * is_server
+
+
+def _limits(connection: BaseDatabaseWrapper) -> list[str]:
+    """The limits of a query and of its wait for a lock; SQLite tells the latter only."""
+    names = ["statement_timeout", "lock_timeout"]
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            milliseconds = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
+            return [f"{milliseconds}ms"]
+        found = []
+        for name in names:
+            cursor.execute(f"SHOW {name}")
+            found.append(cursor.fetchone()[0])
+        return found
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "query", "lock"),
+    [
+        (None, None, "2s", "1s"),
+        (10.0, None, "10s", "3s"),
+        (0.5, None, "500ms", "250ms"),
+        (0.5, 10.0, "500ms", "250ms"),
+        (10.0, 0.5, "500ms", "250ms"),
+    ],
+)
+def test_a_question_has_two_seconds_or_its_own_but_not_more_than_the_one_around_it(
+    url: str,
+    engine: str,
+    outer: float | None,
+    inner: float | None,
+    query: str,
+    lock: str,
+) -> None:
+    if engine == "cockroachdb":
+        pytest.skip("it has no limit of its own for a lock, and shows milliseconds")
+    with temporary_alias(url) as alias:
+        connection = connections[alias]
+        before = _limits(connection)
+        with question(connection, outer):
+            around = _limits(connection)
+            with question(connection, inner):
+                within = _limits(connection)
+            assert _limits(connection) == around
+        assert _limits(connection) == before
+
+    if engine == "sqlite":
+        # The wait is that of the outermost; the end of the query is nearer.
+        seconds = min((outer or 2.0) / 2, 3.0)
+        assert around == within == [f"{1000 * seconds:.0f}ms"]
+    else:
+        assert within == [query, lock]
 
 
 def test_a_good_schema_is_assumed_for_a_minute_and_another_is_read_again(
