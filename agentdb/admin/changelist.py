@@ -234,8 +234,7 @@ class RowList(ChangeList):
         """Return a sentence for each part of the address that is invalid."""
         found = [spec.mistake for spec in self._active if spec.mistake]
         asked = request.GET.get(SORT, "")
-        at = asked.removeprefix("-")
-        if asked and at not in self.model_admin.orders:
+        if asked not in ("", self.order.parameter):
             text = gettext("%s is not an order of this list.")
             found.append(text % f"{SORT}={asked[:60]}")
         if ERROR_FLAG in request.GET:

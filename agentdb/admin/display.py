@@ -76,9 +76,9 @@ def site_of(request: HttpRequest) -> admin.AdminSite:
     A project may have several; the namespace of the address tells which one serves this page.
     """
     # The context of Django's pages does not have the site.
-    match = request.resolver_match
+    namespace = getattr(request.resolver_match, "namespace", None)
     for site in admin.sites.all_sites:
-        if match is not None and site.name == match.namespace:
+        if site.name == namespace:
             return site
     return admin.site
 

@@ -44,7 +44,6 @@ class ColumnFilter(SimpleListFilter):
         model: type[Model],
         model_admin: Any,
     ) -> None:
-        self.request = request
         self.model_admin = model_admin
         self.connection = connections[model_admin.alias]
         self.mistake = ""  # why the value means nothing, once ``queryset`` was called

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied
-from django.db import connections, router
+from django.db import connections
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponseRedirect
 from django.http.response import HttpResponseBase
@@ -160,7 +160,7 @@ def attention(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     _check(bool(allowed))
     if code != "unreadable":
         raise Http404
-    connection = connections[router.db_for_read(Session)]
+    connection = connections[model_admin.alias]
     return page(
         model_admin,
         request,
@@ -177,7 +177,7 @@ def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     tenant_id = _id(request)
     allowed = viewable(site, request)
     _check(bool(allowed))
-    alias = router.db_for_read(Session)
+    alias = model_admin.alias
     activity = statuses = None
     with Budget(connections[alias]) as budget:
         totals = {}
@@ -256,19 +256,19 @@ def groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     except ValueError as error:
         context["mistake"] = str(error)
     else:
-        context |= _sums(model_admin.admin_site, grouping)
+        context |= _sums(model_admin, grouping)
     return page(model_admin, request, "groups", **context)
 
 
-def _sums(site: AdminSite, grouping: Grouping) -> dict[str, Any]:
+def _sums(model_admin: Any, grouping: Grouping) -> dict[str, Any]:
     """Return the groups with links to their rows, and their sum; or why there are none."""
-    alias = router.db_for_read(grouping.model)
+    alias = model_admin.alias
     asked = partial(grouping.ask, alias)
     answer = ask(connections[alias], asked, seconds=SUM_SECONDS)
     groups = answer.value or []
     linked = []
     for group in groups[:MOST_GROUPS]:
-        url = _group_url(site, grouping, group)
+        url = _group_url(model_admin.admin_site, grouping, group)
         linked.append((url, group))
     # The longest bar, and the sum: also of the groups that are not shown.
     most = max((group.rows for group in groups), default=0)

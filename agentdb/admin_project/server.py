@@ -28,9 +28,6 @@ class AdminRouter:
 
     db_for_write = db_for_read
 
-    def allow_relation(self, first: Any, second: Any, **hints: Any) -> bool:
-        return True
-
     def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool:
         return (db == ADMIN_ALIAS) == (app_label != "agentdb")
 
