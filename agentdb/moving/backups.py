@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -55,9 +54,6 @@ def back_up_database(
         copied = Path(name) / "copy.sqlite3"
         with temporary_alias(f"sqlite:///{quote(str(copied))}") as alias_of_copy:
             copydb.copy(alias, alias_of_copy, progress)
-            # A backup is one file: the log beside it becomes part of it.
-            with closing(connections[alias_of_copy].cursor()) as cursor:
-                cursor.execute("PRAGMA journal_mode=DELETE")
         # The file has what the database has, hashes of keys included, and none of its access rules.
         os.chmod(copied, 0o600)
         back_up(copied, target=target)

@@ -429,7 +429,7 @@ def _copy_table(
     with closing(read_chunks(reading, model, after=done.last_id)) as stored:
         chunks = done.counting(stored)
         for first in chunks:
-            block = chain([first], islice(chunks, _CHUNKS_A_BLOCK - 1))
+            block = islice(chain([first], chunks), _CHUNKS_A_BLOCK)
             # The checkpoint and the rows it counts are committed together.
             with transaction.atomic(using=writing.alias):
                 insert(writing, model, block)

@@ -96,18 +96,17 @@ def test_copydb_moves_more_rows_than_it_holds_at_once(
     url: str, make_url: MakeUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentdb.moving.copy_text.ROWS_A_CHUNK", 2)
-    monkeypatch.setattr("agentdb.moving.copydb._CHUNKS_A_BLOCK", 1)
+    monkeypatch.setattr("agentdb.moving.copydb._CHUNKS_A_BLOCK", 2)
+    ids = [f"s{number}" for number in range(7)]
     with agentdb.connect(url) as db:
-        db.run_transaction(
-            lambda db: [
-                db.insert_session(f"s{number}", "a", "b") for number in range(7)
-            ]
-        )
+        db.run_transaction(lambda db: [db.insert_session(id, "a", "b") for id in ids])
     target = make_url("sqlite")
 
     copydb(url, target)
 
     assert contents(target) == contents(url)
+    stored = execute(target, "SELECT id FROM sessions ORDER BY rowid")
+    assert stored == [(id,) for id in ids]  # neighbours are in the same pages
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])

@@ -546,17 +546,26 @@ def test_a_text_in_a_timestamp_column_that_is_none_is_named_by_its_row(
     ]
 
 
-def test_tables_of_another_program_are_not_to_be_adopted(empty_url):
-    change(
-        empty_url,
-        "CREATE TABLE sessions (sid text PRIMARY KEY, sess text NOT NULL, expire text NOT NULL)",
-    )
+@pytest.mark.parametrize(
+    ("columns", "verdict"),
+    [
+        (
+            "id text PRIMARY KEY, sess text NOT NULL",
+            "There are no agentdb tables. The table is another program's: sessions. Use a database or a schema of its "
+            "own for agentdb.",
+        ),
+        (
+            "id text PRIMARY KEY, agent_name text, sandbox_id text, status text",
+            "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'.",
+        ),
+    ],
+)
+def test_tables_with_fewer_than_half_of_the_columns_are_another_programs(
+    empty_url, columns, verdict
+):
+    change(empty_url, f"CREATE TABLE sessions ({columns})")
 
     result = verifydb(empty_url)
 
     assert result.code == 1
-    assert (
-        "There are no agentdb tables. The table is another program's: sessions. Use a database or a schema of its own "
-        "for agentdb."
-    ) in result.lines
-    assert not any("baselinedb" in line for line in result.lines)
+    assert result.lines[-1] == verdict
