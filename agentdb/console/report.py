@@ -166,13 +166,11 @@ def _find(
     no_runners: Problem | None,
 ) -> Finding:
     """Return what the check finds, or why it could not be made."""
+    answer: Answer[Finding] = Answer(None, no_runners)
     # Asked again for the runners, a database would use up the page's seconds again.
-    if no_runners is not None and check.asks_for_runners:
-        return Finding(check.code, check.title, problem=no_runners)
-    answer = budget.ask(partial(check.find, fleet))
-    if answer.value is None:
-        return Finding(check.code, check.title, problem=answer.problem)
-    return answer.value
+    if no_runners is None or not check.asks_for_runners:
+        answer = budget.ask(partial(check.find, fleet))
+    return answer.value or Finding(check.code, check.title, problem=answer.problem)
 
 
 def _unusable(budget: Budget, report: Report) -> Problem | None:

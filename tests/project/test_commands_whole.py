@@ -51,6 +51,8 @@ def _all(url: str, alias: str, folder: Path) -> Iterator[tuple[str, str]]:
         name = " ".join(words).replace(url, "URL").replace(str(folder), "FOLDER")
         return name, _run(alias, *words)
 
+    yield run("migrate", "agentdb")
+    yield run("migrate", "agentdb", "--plan")
     yield run("health")
     yield run("health", "--json")
     yield run("verifydb")
