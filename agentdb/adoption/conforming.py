@@ -5,8 +5,7 @@ The schema editor's own methods start from the model a table was made from. Thes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -18,7 +17,7 @@ from django.db import DatabaseError, ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
-from agentdb.adoption.dependents import drop, read_dependents, recreate
+from agentdb.adoption.dependents import without_dependents
 from agentdb.adoption.obstacles import first_line, is_transient
 from agentdb.adoption.shapes import APP, FRESH, STALE
 from agentdb.adoption.sqlite_rebuild import rebuild
@@ -51,8 +50,6 @@ class LegacyUnique(models.UniqueConstraint):
         return None
 
     def create_sql(self, model: Any, schema_editor: Any) -> Any:
-        if schema_editor.connection.vendor == "sqlite":
-            return super().create_sql(model, schema_editor)
         name = quote_name(self.name)
         table = quote_name(model._meta.db_table)
         fields = map(model._meta.get_field, self.fields)
@@ -135,7 +132,7 @@ class _PostgreSql(Step):
     def convert(self, expressions: Mapping[str, str]) -> Iterator[str]:
         if not expressions:
             return
-        with _without_dependents(self.connection, self.live.name, expressions):
+        with without_dependents(self.connection, self.live.name, expressions):
             # A default of the old type may have no cast to the new one.
             dropped = [
                 f"ALTER COLUMN {quote_name(column)} DROP DEFAULT"
@@ -162,22 +159,6 @@ class _PostgreSql(Step):
         if lost_its_index and self.wanted.primary_key:
             name = quote_name(self.wanted.primary_key.name or "")
             yield f"{self.alter} REPLICA IDENTITY USING INDEX {name}"
-
-
-@contextmanager
-def _without_dependents(
-    connection: BaseDatabaseWrapper, table: str, columns: Collection[str]
-) -> Iterator[None]:
-    """Drop what depends on the columns, and recreate it after the body; raise ``SchemaMismatchError`` if impossible."""
-    # PostgreSQL changes no type under a view, a rule, a policy or a trigger's columns. They are dropped and recreated
-    # in the transaction that converts, so nobody ever sees them missing.
-    dependents = read_dependents(connection, {table: columns})
-    # baselinedb has refused all of them before; 'migrate --fake-initial' has no plan and comes here first.
-    for obstacle in dependents.obstacles:
-        raise SchemaMismatchError(obstacle)
-    drop(connection, dependents)
-    yield
-    recreate(connection, dependents)
 
 
 # One statement at a time, because CockroachDB has no schema changes in transactions ----------------------------------

@@ -311,20 +311,32 @@ _CLOSED_SCHEMA = (
 )
 
 
-def drop(connection: BaseDatabaseWrapper, dependents: Dependents) -> None:
-    """Drop them, the views that stand on other views first. Never CASCADE, which would take what was not found."""
+@contextmanager
+def without_dependents(
+    connection: BaseDatabaseWrapper, table: str, columns: Collection[str]
+) -> Iterator[None]:
+    """Drop what depends on the columns, and recreate it after the body; raise ``SchemaMismatchError`` if impossible."""
+    # PostgreSQL changes no type under a view, a rule, a policy or a trigger's columns. They are dropped and recreated
+    # in the transaction that converts, so nobody ever sees them missing.
+    dependents = read_dependents(connection, {table: columns})
+    # baselinedb has refused all of them before; 'migrate --fake-initial' has no plan and comes here first.
+    for obstacle in dependents.obstacles:
+        raise SchemaMismatchError(obstacle)
+    # The views that stand on other views first. Never CASCADE, which would take what was not found.
     for dependent in reversed(dependents.found):
         run(connection, dependent.drop)
+    yield
+    _recreate(connection, dependents.found)
 
 
-def recreate(connection: BaseDatabaseWrapper, dependents: Dependents) -> None:
+def _recreate(connection: BaseDatabaseWrapper, found: Collection[Dependent]) -> None:
     """Raise ``SchemaMismatchError`` with the name of what cannot be recreated as it was."""
-    for dependent in dependents.found:
+    for dependent in found:
         with naming(dependent.title):
             for sql in dependent.recreate:
                 run(connection, sql)
     # Owners come last: this role may create a trigger on a view of its own, but not on another role's.
-    for dependent in dependents.found:
+    for dependent in found:
         if (view := dependent.view) is not None:
             with naming(dependent.title):
                 if view.owner is not None:

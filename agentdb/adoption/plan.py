@@ -67,7 +67,7 @@ class Findings(NamedTuple):
     @property
     def is_to_conform(self) -> bool:
         """Whether the tables, or the format of their timestamps, change."""
-        return self.shape.level != migration_names()[-1] or bool(self.misspelt)
+        return not self.shape.is_latest or bool(self.misspelt)
 
     @property
     def is_online(self) -> bool:
@@ -94,7 +94,7 @@ def read(connection: BaseDatabaseWrapper, progress: Progress = SILENT) -> Findin
     # With a problem, such as a missing column, no query over the rows would work, and none is needed to refuse.
     readable = {} if shape.problems else shape.tables
     misspelt = tuple(misspelt_timestamps(connection, readable))
-    is_done = _is_done(shape) and not misspelt
+    is_done = shape.is_latest and shape.recorded == migration_names() and not misspelt
     path = sqlite_path(connection)
     return Findings(
         engine=connection.vendor,
@@ -129,14 +129,14 @@ def makes_ids(name: str, table: Table) -> bool:
 
 def comparable_columns(name: str, table: Table) -> tuple[str, ...]:
     """Return the columns whose values must be equal before and after."""
-    compared = []
-    for column in table.columns:
-        # What the database computes from a timestamp changes with its form. An identity's values are stored.
-        is_computed = column.generated not in (None, "identity")
-        is_new = column.name == "id" and makes_ids(name, table)
-        if not (is_computed or is_new):
-            compared.append(column.name)
-    return tuple(compared)
+    # What the database computes from a timestamp changes with its form. An identity's values are stored.
+    stored = [
+        column.name
+        for column in table.columns
+        if column.generated in (None, "identity")
+    ]
+    has_new_ids = makes_ids(name, table)
+    return tuple(column for column in stored if not (has_new_ids and column == "id"))
 
 
 def _duplicates(
@@ -150,15 +150,6 @@ def _duplicates(
         found = duplicates(connection, name, table, key)
         if found.total:
             yield found
-
-
-def _is_done(shape: Shape) -> bool:
-    names = migration_names()
-    return (
-        shape.kind is Kind.ADOPTED
-        and shape.level == names[-1]
-        and shape.recorded == tuple(names)
-    )
 
 
 def _count_or_zero(connection: BaseDatabaseWrapper, table: Table) -> int:
@@ -399,7 +390,7 @@ def decide(findings: Findings, *, backup: bool = True) -> Plan:
 
 
 def _actions(findings: Findings) -> Iterator[str]:
-    if findings.shape.level != migration_names()[-1]:
+    if not findings.shape.is_latest:
         yield from _conforming(findings)
     yield from _rewriting(findings.misspelt)
     for name in migration_names():
@@ -419,13 +410,6 @@ def _rewriting(misspelt: Iterable[Misspelt]) -> Iterator[str]:
         )
 
 
-def _text_timestamps(findings: Findings) -> int:
-    number = 0
-    for content in findings.contents.values():
-        number += sum(counts.total() for counts in content.formats.values())
-    return number
-
-
 def _conforming(findings: Findings) -> list[str]:
     shape = findings.shape
     actions = [
@@ -440,7 +424,12 @@ def _conforming(findings: Findings) -> list[str]:
             actions += _conforming_constraints(name, shape.tables[name])
         else:
             actions.append(f"Create table {name}, empty.")
-    if number := _text_timestamps(findings):
+    number = sum(
+        counts.total()
+        for content in findings.contents.values()
+        for counts in content.formats.values()
+    )
+    if number:
         actions.append(f"Make {counted(number, 'timestamp')} native.")
     actions.append(
         f"Bring columns, defaults, constraints and indexes to what migration {migration_names()[-1]} makes."
@@ -493,12 +482,12 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
             )
         )
     for found in findings.duplicates:
-        table, column = found.first[0].table, found.first[0].column
+        first, *_ = found.first
         refusals.append(
             Refusal.about(
                 found,
-                f"{counted(found.total, 'row')} of {table} share {column} with another row{found.more}. Rename or "
-                "delete all but one, and run the command again.",
+                f"{counted(found.total, 'row')} of {first.table} share {first.column} with another row{found.more}. "
+                "Rename or delete all but one, and run the command again.",
             )
         )
     return tuple(refusals)

@@ -102,6 +102,11 @@ class Shape(NamedTuple):
         return {name: table.name for name, table in self.tables.items()}
 
     @property
+    def is_latest(self) -> bool:
+        """Whether the tables are as the last migration leaves them."""
+        return self.level == migration_names()[-1]
+
+    @property
     def renames(self) -> dict[str, str]:
         """Final names by the names in the database, where an upgrade stopped before a rename."""
         return {
@@ -319,7 +324,9 @@ def _kind(
     is_first = level == INITIAL and recorded[-1:] != (INITIAL,)
     if level is not None and not is_first:
         return Kind.ADOPTED, _adopted(level, recorded)
-    if any(_is_native(vendor, name, table) for name, table in tables.items()):
+    native = NATIVE_TIMESTAMP[vendor]
+    # No old server made timestamps of the engine's type.
+    if any(column.type == native for column in _timestamps(tables)):
         return Kind.ALTERED, _altered(recorded)
     steps = _steps(vendor, tables)
     if all(steps.values()):
@@ -348,10 +355,7 @@ def _multi_tenant(
     later = sorted(LATER_TABLES.intersection(others))
     if later:
         return Kind.LATER, f"a later server's: multi-tenant, with {', '.join(later)}"
-    timestamps: list[Column] = []
-    for name, table in tables.items():
-        timestamps += _timestamps(name, table)
-    if all(column.default is None for column in timestamps):
+    if all(column.default is None for column in _timestamps(tables)):
         return Kind.LATER, "a later server's: multi-tenant, timestamps without defaults"
     return Kind.MULTI_TENANT, "multi-tenant"
 
@@ -380,21 +384,12 @@ def _old_kind(steps: Mapping[str, bool]) -> tuple[Kind, str]:
     return Kind.INTERRUPTED, f"an upgrade to multi-tenant {how_far}"
 
 
-def _is_native(vendor: str, name: str, table: Table) -> bool:
-    """Return whether a timestamp of the table has the engine's type for it, as no old server made it."""
-    native = NATIVE_TIMESTAMP[vendor]
-    types = [column.type for column in _timestamps(name, table)]
-    return native in types
-
-
-def _timestamps(name: str, table: Table) -> list[Column]:
-    """Return the table's columns that hold timestamps in every old release, whatever their type is now."""
-    kinds = OLD_COLUMNS[name]
-    found = []
-    for column in table.columns:
-        if kinds.get(column.name) == "timestamp":
-            found.append(column)
-    return found
+def _timestamps(tables: Mapping[str, Table]) -> Iterator[Column]:
+    """Yield the columns that hold timestamps in every old release, whatever their type is now."""
+    for name, table in tables.items():
+        for column in table.columns:
+            if OLD_COLUMNS[name].get(column.name) == "timestamp":
+                yield column
 
 
 def key_of(table: Table | None) -> tuple[str, ...]:

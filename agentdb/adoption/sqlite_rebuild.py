@@ -18,10 +18,7 @@ from agentdb.schema.sqltext import parse_create_table, tokenize, without_checks
 
 def fields_of(model: type[models.Model]) -> dict[str, models.Field[Any, Any]]:
     """The model's fields by column."""
-    fields = {}
-    for field in model._meta.local_fields:
-        fields[str(field.column)] = field
-    return fields
+    return {str(field.column): field for field in model._meta.local_fields}
 
 
 class _Written(NamedTuple):
@@ -29,19 +26,15 @@ class _Written(NamedTuple):
 
     name: str
     sql: str
-    columns: list[tuple[str, int]]
+    columns: dict[str, int]
 
-    @property
-    def names(self) -> set[str]:
-        return {name.lower() for name, _ in self.columns}
-
-    def extra(self, ours: Collection[str]) -> list[tuple[str, int]]:
+    def extra(self, ours: Collection[str]) -> dict[str, int]:
         """Return the columns that are the operator's."""
-        found = []
-        for name, hidden in self.columns:
-            if name.lower() not in ours:
-                found.append((name, hidden))
-        return found
+        return {
+            name: hidden
+            for name, hidden in self.columns.items()
+            if name.lower() not in ours
+        }
 
 
 def rebuild(
@@ -85,7 +78,7 @@ def _written_table(connection: BaseDatabaseWrapper, table: str) -> _Written:
         raise no_table(table)
     [(name, sql)] = found
     columns = rows(connection, f"PRAGMA table_xinfo({quote_name(name)})")
-    return _Written(name, sql, [(column, hidden) for _, column, *_, hidden in columns])
+    return _Written(name, sql, {column: hidden for _, column, *_, hidden in columns})
 
 
 def _definitions(
@@ -95,19 +88,19 @@ def _definitions(
     ours = fields_of(model)
     extra = old.extra(ours)
     # A check that reads one of ours was made for its old form. One that reads a generated column may do so through it.
-    guarded = {*ours, *(name.lower() for name, hidden in extra if hidden)}
+    guarded = {*ours, *(name.lower() for name, hidden in extra.items() if hidden)}
     # Verbatim, because the pragmas do not tell a column's collation, checks, generated expression or conflict clause.
     columns, constraints = written_definitions(old.sql)
     definitions = [
         f"{quote_name(column)} {schema_editor.column_sql(model, ours[column])[0]}"
         for column in ours
     ]
-    definitions += [without_checks(columns[name.lower()], guarded) for name, _ in extra]
+    definitions += [without_checks(columns[name.lower()], guarded) for name in extra]
     definitions += [
         str(constraint.constraint_sql(model, schema_editor))
         for constraint in model._meta.constraints
     ]
-    about = {name.lower() for name, _ in extra}
+    about = {name.lower() for name in extra}
     kept = [
         without_checks(text, guarded) for text, words in constraints if words & about
     ]
@@ -119,7 +112,7 @@ def _copied(
 ) -> dict[str, str]:
     """Return the columns that get a value from the old row, with its expression."""
     copied: dict[str, str] = {}
-    ours, live = fields_of(model), old.names
+    ours, live = fields_of(model), {name.lower() for name in old.columns}
     for column, model_field in ours.items():
         if column in sources:
             copied[column] = sources[column]
@@ -127,7 +120,7 @@ def _copied(
             copied[column] = quote_name(column)
         elif not (model_field.null or model_field.has_db_default()):
             raise no_column(model._meta.db_table, column)
-    for name, hidden in old.extra(ours):
+    for name, hidden in old.extra(ours).items():
         if not hidden:
             copied[name] = quote_name(name)
     # An operator's full-text index or own table may refer to rows by rowid.

@@ -251,7 +251,10 @@ def keys(step: Step) -> Iterator[str]:
     live, wanted = keys_of(step.live), keys_of(step.wanted)
     names = {key.name for key in wanted}  # on a server each key has one
     kept = [(key, _best(key, live, names)) for key in wanted]
-    dropped = _to_drop(step, [found for _, found in kept])
+    stay = [found for _, found in kept]
+    dropped = [
+        key for key in live if key not in stay and is_superseded(key, step.wanted)
+    ]
     # What has a wanted name goes before the name is given; what has another goes last, so that uniqueness never lapses
     # on CockroachDB, where the old server may be writing at the same time.
     for key in dropped:
@@ -262,17 +265,6 @@ def keys(step: Step) -> Iterator[str]:
     for key in dropped:
         if key.name not in names:
             yield _drop(step, key)
-
-
-def _to_drop(step: Step, stay: Collection[Key | None]) -> list[Key]:
-    """Return the live keys that ours replace, without those that become one of ours."""
-    dropped = []
-    for key in keys_of(step.live):
-        if key in stay:
-            continue
-        if is_superseded(key, step.wanted):
-            dropped.append(key)
-    return dropped
 
 
 def _best(wanted: Key, live: list[Key], names: Collection[str | None]) -> Key | None:

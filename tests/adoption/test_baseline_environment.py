@@ -24,8 +24,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
 from agentdb.adoption.change import Change
+from agentdb.adoption.execution import adopt
 from agentdb.adoption.plan import read
-from tests.helpers.baseline_runs import assert_adopted, baselinedb, snapshot
+from agentdb.adoption.progress import SILENT
+from tests.helpers.baseline_runs import TABLES, assert_adopted, baselinedb, snapshot
 from tests.helpers.legacy_databases import FOLDER, manage, opened, psql, rows
 from tests.helpers.moments import wait_until
 from tests.helpers.servers import FAST, Server
@@ -825,10 +827,53 @@ def test_the_connection_is_as_configured_before_and_after_an_adoption(
             connection.check_constraints()
 
 
-@pytest.mark.parametrize("engine", ["postgresql"])
-def test_zone_and_triggers_of_the_database_do_not_matter(
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_refused_file_keeps_its_journal_mode_whatever_the_project_sets(
     load_legacy: Load, engine: str
 ):
+    url = load_legacy("dirty-timestamp-garbage")
+    before = snapshot(url)
+    with opened(url) as connection:
+        options = connection.settings_dict["OPTIONS"]
+        options["init_command"] = "PRAGMA Journal_Mode = DELETE"
+        with pytest.raises(CommandError, match="cannot be converted"):
+            manage(connection, "baselinedb")
+
+    assert snapshot(url) == before
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_policy_on_a_table_of_the_operators_is_in_nobodys_way(
+    load_legacy: Load, engine: str, role: str
+):
+    url = load_legacy("era-b-small")
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in (
+            f"GRANT ALL ON SCHEMA public TO {role}",
+            *(f"ALTER TABLE {table} OWNER TO {role}" for table in TABLES),
+            "CREATE TABLE notes (id text)",
+            "ALTER TABLE notes ENABLE ROW LEVEL SECURITY",
+            f"GRANT SELECT ON notes TO {role}",
+        ):
+            connection.execute(statement.encode())
+
+    run = baselinedb(postgres_as(url, user=role, password="right"))
+
+    assert (run.code, run.err if run.code else "") == (0, "")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"REASSIGN OWNED BY {role} TO CURRENT_USER".encode())
+        connection.execute(f"DROP OWNED BY {role}".encode())
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_zone_triggers_and_isolation_of_the_database_do_not_matter(
+    load_legacy: Load, engine: str
+):
+    isolation = []
+
+    def found(*decision: object) -> None:
+        isolation.extend(rows(connection, "SHOW transaction_isolation"))
+
     with opened(load_legacy("era-b-small")) as connection:
         connection.settings_dict["TIME_ZONE"] = "Asia/Kolkata"
         rows(connection, "UPDATE agents SET created_at = '2026-02-19 20:53:16'")
@@ -843,8 +888,16 @@ def test_zone_and_triggers_of_the_database_do_not_matter(
             "CREATE TRIGGER see AFTER UPDATE ON agents EXECUTE FUNCTION see()",
         )
 
-        manage(connection, "baselinedb", verbosity=0)
+        rows(
+            connection,
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''repeatable read''',"
+            " current_database()); END $$",
+        )
 
+        adopt(connection.alias, SILENT, found, backup=False)
+
+        # So each statement sees what was committed while the one before it waited for a lock.
+        assert isolation == [("read committed",)]
         assert rows(connection, "SELECT count(*) FROM seen") == [(0,)]
         assert rows(
             connection,

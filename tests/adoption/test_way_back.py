@@ -8,13 +8,15 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import psycopg
 import pytest
 from django.core.management import CommandError
 
 import agentdb
+from agentdb.adoption import way_back
+from agentdb.errors import InvalidInputError
 from agentdb.schema.migration_record import migration_names
 from tests.helpers.baseline_runs import baselinedb, snapshot
 from tests.helpers.legacy_databases import manage, opened, rows, sqlite_path
@@ -76,6 +78,28 @@ def test_a_session_is_named_by_its_program_and_role(adopted: str, engine: str):
         "A running agentdb would lose or corrupt what it writes after the way back. Nothing was changed."
         in str(refused.value)
     )
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+@pytest.mark.parametrize(("number", "more"), [(10, []), (11, ["  and 1 more"])])
+def test_ten_sessions_are_named_and_the_others_counted(
+    adopted: str,
+    engine: str,
+    number: int,
+    more: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(way_back, "_SECONDS_BETWEEN_LOOKS", 0)
+    with ExitStack() as stack, opened(adopted) as connection:
+        for _ in range(number):
+            stack.enter_context(psycopg.connect(adopted))
+        with pytest.raises(InvalidInputError) as refused:
+            way_back.refuse_others(connection)
+
+    lines = str(refused.value).splitlines()
+    assert lines[0] == f"{number} other connections are open:"
+    assert all(line.startswith("  process ") for line in lines[1:11])
+    assert lines[11:-1] == more
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
