@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import FrozenInstanceError, fields, is_dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,8 +19,12 @@ from django.db.migrations.state import ModelState, ProjectState
 from django.db.models import CheckConstraint, Q, TextField, UniqueConstraint
 from django.test.utils import CaptureQueriesContext
 
-from agentdb.schema import Difference, compare, expected_tables, read_tables
+from agentdb.schema import Difference, compare, expected_tables, read_tables, tables
+from agentdb.schema.comparison import Key
 from agentdb.schema.migration_record import migration_names, schema_problem
+from agentdb.schema.rows import Misspelt, NotUtf8, StoredColumn
+from agentdb.schema.sqltext import Token
+from agentdb.schema.verification import Verification
 from agentdb.serving.opening import configure
 from tests.conftest import ENGINES
 from tests.helpers import schema_changes
@@ -484,6 +489,24 @@ def test_without_names_a_unique_index_serves_as_a_unique_constraint_but_a_plain_
 
     assert unique == []
     assert [one.code for one in plain if one.severity == "drift"] == ["unique.missing"]
+
+
+VALUES = [
+    each
+    for each in vars(tables).values()
+    if isinstance(each, type) and is_dataclass(each)
+]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*VALUES, Difference, Key, Misspelt, NotUtf8, StoredColumn, Token, Verification],
+)
+def test_what_was_read_of_a_schema_cannot_be_changed_by_who_compares_it(kind):
+    value = kind.__new__(kind)
+
+    with pytest.raises(FrozenInstanceError):
+        setattr(value, fields(kind)[0].name, None)
 
 
 def test_names_of_tables_to_read_leave_the_others_out(database):

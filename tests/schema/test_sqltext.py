@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from agentdb.schema.sqltext import (
     canonical,
+    column_type,
+    normal_index,
     parse_create_index,
     parse_create_table,
     tokenize,
@@ -332,6 +337,52 @@ def test_each_part_of_a_key_of_an_index(key: str, part: IndexPart):
     assert (alone.options, alone.condition) == ((), None)
     assert between.parts == (IndexPart("x"), part, IndexPart("y", descending=True))
     assert between.unique
+
+
+@pytest.mark.parametrize(
+    ("vendor", "key", "part"),
+    [
+        ("sqlite", "a COLLATE binary", IndexPart("a")),
+        ("sqlite", "a COLLATE nocase", IndexPart("a", collation="NOCASE")),
+        ("sqlite", "a NULLS FIRST", IndexPart("a")),
+        ("sqlite", "a NULLS LAST", IndexPart("a", nulls="last")),
+        ("sqlite", "a DESC NULLS LAST", IndexPart("a", True)),
+        ("sqlite", "a DESC NULLS FIRST", IndexPart("a", True, nulls="first")),
+        ("postgresql", 'a COLLATE "default"', IndexPart("a")),
+        ("postgresql", 'a COLLATE "c"', IndexPart("a", collation="c")),
+        ("postgresql", "a NULLS LAST", IndexPart("a")),
+        ("postgresql", "a NULLS FIRST", IndexPart("a", nulls="first")),
+        ("postgresql", "a DESC NULLS FIRST", IndexPart("a", True)),
+        ("postgresql", "a DESC NULLS LAST", IndexPart("a", True, nulls="last")),
+    ],
+)
+def test_what_is_so_anyway_is_left_out_of_an_index(
+    vendor: str, key: str, part: IndexPart
+):
+    connection: Any = SimpleNamespace(vendor=vendor)
+    index = normal_index(
+        connection, parse_create_index(f'CREATE INDEX "I" ON t ({key})')
+    )
+
+    assert index.parts == (part,)
+    assert index.name == ("i" if vendor == "sqlite" else "I")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "declared", "name"),
+    [
+        ("sqlite", "TEXT", "text"),
+        ("postgresql", "timestamp  WITH time zone", "timestamp with time zone"),
+        ("postgresql", "integer", "integer"),
+        ("cockroachdb", "INTEGER", "bigint"),
+        ("cockroachdb", "string", "text"),
+        ("cockroachdb", "timestamptz", "timestamp with time zone"),
+    ],
+)
+def test_a_type_has_one_name_on_each_engine(vendor: str, declared: str, name: str):
+    connection: Any = SimpleNamespace(vendor=vendor)
+
+    assert column_type(connection, declared) == name
 
 
 def test_names_are_folded_in_an_index_of_sqlite():
