@@ -44,10 +44,10 @@ class Group(NamedTuple):
 
     agent_name: str | None
     tenant_id: str | None
-    sessions: int = 0
-    failed: int = 0
-    sessions_before: int = 0
-    failed_before: int = 0
+    sessions: int
+    failed: int
+    sessions_before: int
+    failed_before: int
 
     @property
     def share(self) -> float:
@@ -217,6 +217,8 @@ def _told(cells: Sequence[Group]) -> list[Group]:
 
     The cells are those of new or of old sessions. Parts are told that fail far more often than usual.
     """
+    if not cells:
+        return []
     whole = _sum(None, None, cells)
     flagged = [
         group

@@ -25,9 +25,8 @@ from agentdb.conf import database_from_url
 from agentdb.console import questions, reading
 from agentdb.console.checks import checks
 from agentdb.console.figures import total
-from agentdb.console.questions import Budget
+from agentdb.console.questions import Budget, Problem
 from agentdb.console.report import examine
-from agentdb.management.commands import runadmin
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.schema.inspection import sqlite_path
 from tests.helpers.admin_fixtures import Page, Site, fill
@@ -194,6 +193,11 @@ def test_a_list_shows_what_a_table_that_lacks_a_column_has(site: Site, superuser
         ) == (200, True)
     assert "agentdb verifydb" in page.text
     assert sentence in row.text
+    problems: list[Problem] = []
+    reading.read(Session.objects.using(site.alias), problems)
+    [problem] = problems
+    assert str(problem) == f"{sentence} Run 'agentdb verifydb'."
+    assert "last_active_at" in problem.said and "\n" not in problem.said
     assert [
         line["last_active_at"]
         for line in csv.DictReader(
@@ -371,21 +375,6 @@ def test_a_server_that_says_nothing_is_tried_once_for_all_questions_of_a_page():
     assert rows.problem == report.problem
     assert "cannot be reached: connection timeout expired." in report.problem.sentence
     assert len(accepted) == 1
-
-
-@pytest.mark.parametrize(
-    ("asked", "seconds"),
-    [("", 5), ("?connect_timeout=3", 3), ("?connect_timeout=0", 5)],
-)
-def test_runadmin_gives_up_a_server_within_the_time_of_a_page(asked: str, seconds: int):
-    connection = ConnectionHandler(
-        {"default": database_from_url(f"postgresql://h/agents{asked}")}
-    )["default"]
-
-    assert (
-        runadmin._served(connection, read_only=False)["OPTIONS"]["connect_timeout"]
-        == seconds
-    )
 
 
 def test_a_mistake_of_ours_is_not_called_a_value_and_leaves_its_traceback_in_the_log(
