@@ -17,7 +17,7 @@ from agentdb.adoption.timestamps import (
 from agentdb.errors import SchemaMismatchError
 from agentdb.faults import Fault, classify
 from agentdb.schema.queries import rows, run
-from agentdb.schema.rows import NotUtf8
+from agentdb.schema.rows import NotUtf8, StoredColumn
 from agentdb.wording import counted
 
 # The columns of the old tables and what they hold. Frozen: it describes what migration 0002 finds.
@@ -198,16 +198,16 @@ def not_castable(connection: BaseDatabaseWrapper, column: str) -> str:
 
 
 def read_instants(
-    connection: BaseDatabaseWrapper, table: str, columns: list[str]
+    connection: BaseDatabaseWrapper, table: str, columns: list[StoredColumn]
 ) -> bool:
     """Fill ``pg_temp.agentdb_instants`` with the instants of PostgreSQL's rare formats; False if there are none."""
     # Python reads these, because PostgreSQL guesses: it takes IST for Israel's time whatever zone wrote it, and takes
     # the order of day and month from today's settings. The table maps each text to the instant that Python found.
-    doubtful = " OR ".join(not_castable(connection, column) for column in columns)
+    doubtful = " OR ".join(not_castable(connection, column.name) for column in columns)
     # PostgreSQL runs a count in parallel, but not a cursor.
     [(number,)] = rows(connection, f'SELECT count(*) FROM "{table}" WHERE {doubtful}')
     if number:
-        selected = ", ".join(f'"{column}"' for column in columns)
+        selected = ", ".join(column.sql for column in columns)
         sql = f'SELECT {selected} FROM "{table}" WHERE {doubtful}'
         _fill_instants(connection, sql)
     return bool(number)

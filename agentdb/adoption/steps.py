@@ -257,14 +257,10 @@ def keys(step: Step) -> Iterator[str]:
     ]
     # What has a wanted name goes before the name is given; what has another goes last, so that uniqueness never lapses
     # on CockroachDB, where the old server may be writing at the same time.
-    for key in dropped:
-        if key.name in names:
-            yield _drop(step, key)
+    yield from (_drop(step, key) for key in dropped if key.name in names)
     for key, found in kept:
         yield from _make(step, key, found)
-    for key in dropped:
-        if key.name not in names:
-            yield _drop(step, key)
+    yield from (_drop(step, key) for key in dropped if key.name not in names)
 
 
 def _best(wanted: Key, live: list[Key], names: Collection[str | None]) -> Key | None:

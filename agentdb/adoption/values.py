@@ -316,10 +316,9 @@ def timestamp_sources(
     texts = [column for column in stored if not column.is_native]
     template = "{}::timestamptz"
     # CockroachDB has no such formats. A row in one is an odd row, so most tables need no second look.
-    if connection.vendor == "postgresql" and texts and content.odd_rows:
-        names = [column.name for column in texts]
-        if read_instants(connection, content.stored_as, names):
-            template = "pg_temp.agentdb_instant({})"
+    may_be_rare = connection.vendor == "postgresql" and texts and content.odd_rows
+    if may_be_rare and read_instants(connection, content.stored_as, texts):
+        template = "pg_temp.agentdb_instant({})"
     return {column.name: template.format(column.sql) for column in texts}
 
 
