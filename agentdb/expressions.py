@@ -104,6 +104,14 @@ class CodePointOrder(Func):
     as_cockroachdb = as_sqlite
 
 
+class Unindexed(Func):
+    """A text column that is compared in the rows that another condition finds, and not looked up in an index."""
+
+    template = "(%(expressions)s || '')"
+    arity = 1
+    output_field = TextField()
+
+
 class IsRow(Exact):
     """``id = (subquery)`` for a subquery that finds at most one row.
 

@@ -29,6 +29,7 @@ from agentdb.expressions import (
     LockedInOrder,
     OneOfRows,
     OneOfTexts,
+    Unindexed,
     UnsyncedCommit,
 )
 from agentdb.interface import (
@@ -297,7 +298,13 @@ def _equal(p: Parameters, model: type[Model], filters: frozenset[str]) -> Any:
     """Return the rows that equal the parameters named in ``filters``, of which the tenant is always one."""
     # Sorted, because the order in a set, and with it the SQL, would change from process to process.
     wanted = {name: p.text(name) for name in sorted(filters)}
-    return model._default_manager.filter(**wanted)
+    rows: Any = model._default_manager.all()
+    if "session_id" in wanted:
+        # A session has few sandboxes and a tenant perhaps a million. But the tenant's index has the order of lists, so
+        # a planner would read it, all of it if the session has fewer than a page.
+        tenant_id = wanted.pop("tenant_id")
+        rows = rows.filter(Exact(Unindexed("tenant_id"), tenant_id))
+    return rows.filter(**wanted)
 
 
 def _page(p: Parameters, rows: Any, *, before: bool, limit: bool) -> Any:
@@ -340,8 +347,10 @@ def list_rows(
         pages = []
         for number in range(values):
             value = p.text(f"value{number}")
-            in_state = rows.filter(**{column: value})
-            page = _page(p, in_state, before=before, limit=limit)
+            is_in_state: Any = Q(**{column: value})
+            if "session_id" in filters:
+                is_in_state = Exact(Unindexed(column), value)
+            page = _page(p, rows.filter(is_in_state), before=before, limit=limit)
             pages.append(page)
         if len(pages) == 1:
             return pages[0]

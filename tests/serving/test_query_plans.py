@@ -150,6 +150,7 @@ POINT, FEW, SORTED = (
     "a few rows in the order of an index",
     "a few rows, sorted",
 )
+OF_SESSION = "those of a session, sorted"
 OF_LIVE = (
     "those of live sessions or of one runner, sorted, for whose order there is no index"
 )
@@ -279,7 +280,7 @@ CALLS: dict[str, tuple[str, Callable[[DjangoDb], object]]] = {
         lambda db: db.list_sandboxes("small", state=("warm", "running"), limit=10),
     ),
     "list_sandboxes of a session": (
-        SORTED,
+        OF_SESSION,
         lambda db: db.list_sandboxes("large", session_id="s7", limit=10),
     ),
     "list_sandboxes_by_runner": (OF_LIVE, lambda db: db.list_sandboxes_by_runner("r1")),
@@ -387,7 +388,7 @@ def test_sqlite_uses_an_index_without_analyze(
     ] == []
     sorts = [step for step in plan if "TEMP B-TREE" in step]
     # Names sort as the index holds them; everything else has an index in its order, too.
-    assert sorts == [] or kind == OF_LIVE, plan
+    assert sorts == [] or kind in (OF_SESSION, OF_LIVE), plan
     if not name.startswith(("insert", "issue", "upsert")):
         assert [step for step in plan if step.startswith("SEARCH")], (kind, plan)
 
@@ -430,6 +431,36 @@ def test_sqlite_pages_within_the_range_of_the_index(large_sqlite: DjangoDb) -> N
         "idx_sessions_agent_created (tenant_id=? AND agent_name=? AND created_at<?)"
         in step
     )
+
+
+# The tenant has thousands of others, in the order of the list.
+BY_SESSION: dict[str, Callable[[DjangoDb], object]] = {
+    "all": lambda db: db.list_sandboxes("large", session_id="s7"),
+    "a page": lambda db: db.list_sandboxes("large", session_id="s7", limit=10),
+    "a later page": lambda db: db.list_sandboxes(
+        "large", session_id="s7", limit=10, before=_LAST_SANDBOX
+    ),
+    "in states": lambda db: db.list_sandboxes(
+        "large", session_id="s7", state=("cold", "warm")
+    ),
+    "of an agent": lambda db: db.list_sandboxes(
+        "large", session_id="s7", agent="agent 7"
+    ),
+    "of a tenant's view": lambda db: db.for_tenant("large").list_sandboxes(
+        session_id="s7"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_SESSION)
+def test_sqlite_finds_the_sandboxes_of_a_session_by_its_id(
+    large_sqlite: DjangoDb, name: str
+) -> None:
+    plan = _sqlite_plan(large_sqlite, BY_SESSION[name])
+
+    found = [step for step in plan if step.startswith("SEARCH sandboxes ")]
+    assert found
+    assert all("idx_sandboxes_session " in step for step in found), plan
 
 
 def test_sqlite_marks_only_those_cold_that_are_not(large_sqlite: DjangoDb) -> None:
@@ -512,7 +543,7 @@ def test_postgresql_uses_an_index(
 
     kinds = [node["Node Type"] for node in nodes]
     assert "Seq Scan" not in kinds, kinds
-    if kind not in (SORTED, OF_LIVE):
+    if kind not in (SORTED, OF_SESSION, OF_LIVE):
         assert "Sort" not in kinds and "Incremental Sort" not in kinds, kinds
     if not name.startswith(("insert", "issue", "upsert")):
         assert {"Index Scan", "Index Only Scan", "Bitmap Index Scan"} & set(kinds), (
@@ -525,6 +556,17 @@ def test_postgresql_sorts_by_code_point(large_postgres: DjangoDb, name: str) -> 
     for sql, _ in _statements(large_postgres, CALLS[name][1]):
         for part in sql.split(" ORDER BY ")[1:]:
             assert 'COLLATE "C"' in part.split(" LIMIT ")[0].split(" UNION ")[0], sql
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("name", BY_SESSION)
+def test_postgresql_finds_the_sandboxes_of_a_session_by_its_id(
+    large_postgres: DjangoDb, name: str, times: int
+) -> None:
+    nodes = _postgres_nodes(large_postgres, BY_SESSION[name], times=times)
+
+    used = {node["Index Name"] for node in nodes if "Index Name" in node}
+    assert used == {"idx_sandboxes_session"}, nodes
 
 
 @pytest.mark.parametrize("times", TIMES)
