@@ -120,17 +120,9 @@ def those_of_agent(model: type[Model], name: Any) -> Cell:
     """
 
     def show(site: admin.AdminSite, row: Any) -> SafeString:
-        if model not in row.allowed:
-            return none()
-        url = list_url(
-            site,
-            model,
-            tenant_id=row.tenant_id,
-            agent_name=row.name,
-        )
-        if not url:
-            return none()
-        return link(url, name)
+        filters = {"tenant_id": row.tenant_id, "agent_name": row.name}
+        url = list_url(site, model, **filters) if model in row.allowed else ""
+        return link(url, name) if url else none()
 
     return linked(name, show)
 
@@ -161,15 +153,8 @@ class ReadFirstAdmin(ModelAdmin):
     list_display_links = None  # the columns have links of their own
     change_form_template = "admin/agentdb/row.html"
 
-    @property
-    def media(self) -> forms.Media:
-        """The style and the script of all pages."""
-        # None of Django's scripts: the one for actions needs elements that these lists do not have.
-        script: Any = forms.Script("agentdb/console.js", defer=True)
-        return forms.Media(
-            css={"all": ["agentdb/console.css"]},
-            js=[script],
-        )
+    # None of Django's scripts: the one for actions needs elements that these lists do not have. See head.html for ours.
+    media = forms.Media()
 
     # Django draws a form if a user may change a row, and offers to delete it. So these are denied to all, and the
     # actions ask for a permission of their own, which the project's change permission gives.
