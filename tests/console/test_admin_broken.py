@@ -176,7 +176,9 @@ def test_pages_pass_a_row_whose_place_cannot_be_read(
 
 
 @pytest.mark.usefixtures("atomic_or_not")
-def test_a_list_shows_what_a_table_that_lacks_a_column_has(site: Site, superuser: User):
+def test_a_list_shows_what_a_table_that_lacks_a_column_has(
+    site: Site, superuser: User, caplog: pytest.LogCaptureFixture
+):
     fill(site.alias, 4)
     execute(site, "ALTER TABLE sessions RENAME COLUMN last_active_at TO last_seen_at")
     sentence = "The table lacks a column: sessions.last_active_at."
@@ -194,10 +196,12 @@ def test_a_list_shows_what_a_table_that_lacks_a_column_has(site: Site, superuser
     assert "agentdb verifydb" in page.text
     assert sentence in row.text
     problems: list[Problem] = []
+    caplog.clear()
     reading.read(Session.objects.using(site.alias), problems)
     [problem] = problems
     assert str(problem) == f"{sentence} Run 'agentdb verifydb'."
     assert "last_active_at" in problem.said and "\n" not in problem.said
+    assert caplog.messages == [f"{sentence} {problem.said}"]
     assert [
         line["last_active_at"]
         for line in csv.DictReader(

@@ -321,10 +321,20 @@ def test_what_the_runner_itself_writes_is_its_sign_of_life(
 def test_of_the_runners_that_look_silent_a_hundred_are_asked_for_what_they_ended(
     fleet: Site,
 ):
-    for number in range(101):
-        runner = f"r{number}"
-        sessions(fleet, 1, age=HOUR - number, runner_id=runner)
-        sessions(fleet, 1, age=60, runner_id=runner, status="ended")
+    now = timezone.now()
+    Session.objects.using(fleet.alias).bulk_create(
+        Session(
+            id=f"{status}-{number}",
+            agent_name="bot",
+            sandbox_id="",
+            runner_id=f"r{number}",
+            status=status,
+            created_at=now,
+            last_active_at=now - timedelta(seconds=age),
+        )
+        for number in range(101)
+        for status, age in (("active", HOUR - number), ("ended", 60))
+    )
 
     # The longest silent are asked first.
     assert Fleet(fleet.alias).silent_runners == ["r100"]
