@@ -31,10 +31,9 @@ Row = tuple[Any, ...]
 # The name of a value, or None for a constant; the stand-in, or the constant; the conversion.
 Slot = tuple[str | None, Any, Callable[[Any], Any] | None]
 
-# A caller's value cannot be mistaken for a stand-in: the text is a Unicode noncharacter, and the instant is
-# compared only while a query is compiled.
+# A caller's value cannot be mistaken for a stand-in: the text is a Unicode noncharacter, and instants and lengths
+# are compared only while a query is compiled.
 _TEXT_MARK = "\ufdd0"
-_INSTANT_YEAR = 1901
 _INTEGER_BASE = 987_654_000
 ROWS_A_BATCH = 50_000
 
@@ -72,11 +71,8 @@ class Parameters:
 
     def instant(self, name: str) -> datetime:
         """Return the stand-in for an aware ``datetime`` parameter."""
-        value = self._instants.get(name)
-        if value is None:
-            number = len(self._instants) + 1
-            value = datetime(_INSTANT_YEAR, 1, 1, microsecond=number, tzinfo=UTC)
-            self._instants[name] = value
+        new = datetime.fromtimestamp(len(self._instants), UTC)
+        value = self._instants.setdefault(name, new)
         compiled: object = value
         if not self.has_server:
             compiled = _instant_to_sqlite(value)
@@ -93,8 +89,7 @@ class Parameters:
 
         So a caller gives both; a statement has only one of them.
         """
-        number = len(self._names)
-        stand_in = timedelta(days=_INTEGER_BASE, microseconds=number)
+        stand_in = timedelta(len(self._names))
         self._names[stand_in] = length
         if self.has_server:
             self._required.add(length)
@@ -138,7 +133,7 @@ class Parameters:
         return sorted(self._required - placed)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass
 class Statement:
     """SQL in the driver's placeholder style, and how to convert named values to parameters and rows to values."""
 
@@ -191,7 +186,7 @@ class Query(Protocol):
     def compile(self, connection: BaseDatabaseWrapper) -> Statement: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Select:
     """The rows of one queryset or of several in turn, with the columns in the model's order."""
 
@@ -206,7 +201,7 @@ class Select:
         return _compile(connection, parameters, built.query)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class SelectCount:
     """How many rows a queryset has, as one row of one column."""
 
@@ -223,7 +218,7 @@ class SelectCount:
         return _compile(connection, parameters, query)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Update:
     """``queryset.update(**values)``, which can return the changed rows or some of their columns.
 
@@ -254,7 +249,7 @@ class Update:
         return statement
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Delete:
     """``queryset.delete()`` of a model without references, which can return the rows."""
 
@@ -268,7 +263,7 @@ class Delete:
         return _compile(connection, parameters, query, returning=self.returning)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Insert:
     """Insert one instance, and return its row unless all its values are known; with ``unique``, update an existing
     row.
@@ -351,7 +346,7 @@ class Insert:
         return query
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Together:
     """Several queries as one statement on a server, with the last one's result; none sees the others' changes.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -96,8 +95,7 @@ def _in_order(p: Parameters, rows: Any) -> Any:
     return p.rows(rows.model).filter(OneOfRows("id", in_order))
 
 
-@dataclass(frozen=True)
-class Touch:
+class Touch(NamedTuple):
     """The queries of a touch: find the rows that are due, update them, and update them without waiting for the disk."""
 
     is_due: Select  # for each row that exists, its id and 0 or 1
