@@ -189,7 +189,7 @@ class Transaction(Block):
         if self._wrapper.run_on_commit:
             self._wrapper.run_and_clear_commit_hooks()  # the host's
 
-    def undo(self, error: BaseException | None = None) -> None:
+    def undo(self, error: BaseException) -> None:
         """Roll back after an error; does nothing if the transaction has ended."""
         try:
             if not self.is_over:
@@ -276,12 +276,11 @@ class Savepoint:
         finally:
             self.is_over = True
 
-    def undo(self, error: BaseException | None = None) -> None:
+    def undo(self, error: BaseException) -> None:
         if self.is_over:
             return
         try:
             with self._whole():
-                error = error or AgentDbError(_CONTINUED)
                 self._atomic.__exit__(type(error), error, error.__traceback__)
         finally:
             self.is_over = True

@@ -118,6 +118,9 @@ def test_interrupted_statement_on_postgresql_is_cancelled_and_the_next_call_work
         with interrupted_while_it_waits_for_a_lock(url):
             db.touch_session("s1")
 
+        # The host's own query too, on the connection that Django has then.
+        with connections[db.alias].cursor() as cursor:
+            cursor.execute("SELECT 1")
         assert db.get_session("s1") is not None
         wait_until(lambda: not is_waiting(url))
 

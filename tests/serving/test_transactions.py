@@ -616,6 +616,7 @@ def test_close_inside_a_transaction_undoes_it(db: DjangoDb, url: str) -> None:
         db.run_transaction(work)
 
     assert execute(url, "SELECT count(*) FROM sessions") == [(0,)]
+    assert db.alias not in connections.settings
 
 
 def test_commit_that_the_server_refuses_is_no_success(
@@ -660,6 +661,22 @@ def test_what_a_host_does_on_commit_is_done_once_it_is_stored(db: DjangoDb) -> N
     db.run_transaction(work)
 
     assert found == [(False, db.get_session("s1"))]
+
+
+def test_what_a_host_does_on_commit_is_forgotten_with_a_transaction_that_fails(
+    db: DjangoDb,
+) -> None:
+    done: list[str] = []
+
+    def work(inside: Db) -> None:
+        transaction.on_commit(lambda: done.append("failed"), db.alias)
+        raise Stop
+
+    with pytest.raises(Stop):
+        db.run_transaction(work)
+    db.run_transaction(make_session)
+
+    assert done == []
 
 
 def test_what_a_host_does_on_commit_is_outside_the_transaction(db: DjangoDb) -> None:
