@@ -162,6 +162,25 @@ def test_a_failure_that_fn_swallows_does_not_look_like_success(
     assert db.get_agent("support-bot") is not None
 
 
+def test_an_unreadable_row_is_an_answer_that_fn_may_handle(
+    db: DjangoDb, url: str, engine: str
+) -> None:
+    make_session(db)
+    unreadable = "created_at = 'infinity'"
+    if engine == "sqlite":
+        unreadable = "sandbox_id = CAST(x'ff' AS TEXT)"
+    execute(url, f"UPDATE sessions SET {unreadable}")
+
+    def work(inside: Db) -> None:
+        with pytest.raises(agentdb.SchemaMismatchError):
+            inside.get_session("s1")
+        make_session(inside, "s2")
+
+    db.run_transaction(work)
+
+    assert db.get_session("s2") is not None
+
+
 # -- functions that are not plain
 
 
@@ -273,6 +292,25 @@ def test_calls_join_a_transaction_of_the_host(db: DjangoDb) -> None:
     with transaction.atomic(using=db.alias):
         make_session(db)
     assert db.get_session("s1") is not None
+
+
+def test_a_savepoint_that_was_half_entered_leaves_the_host_its_own_blocks(
+    db: DjangoDb,
+) -> None:
+    class HalfWay(list[Any]):
+        def append(self, item: object) -> None:
+            super().append(item)
+            raise Stop
+
+    wrapper = connections[db.alias]
+    with transaction.atomic(using=db.alias):
+        wrapper.savepoint_ids = HalfWay()
+        with pytest.raises(Stop):
+            db.run_transaction(make_session)
+
+    assert not wrapper.in_atomic_block
+    make_session(db, "s2")
+    assert [session.id for session in db.list_sessions()] == ["s2"]
 
 
 def test_a_duplicate_leaves_the_hosts_transaction_usable(db: DjangoDb) -> None:
@@ -650,6 +688,8 @@ def test_what_a_host_does_on_commit_is_done_once_it_is_stored(db: DjangoDb) -> N
     found: list[object] = []
 
     def work(inside: Db) -> None:
+        # As in Django's own atomic().
+        assert not transaction.get_autocommit(db.alias)
         make_session(inside)
         transaction.on_commit(
             lambda: found.append(
