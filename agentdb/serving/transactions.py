@@ -169,16 +169,12 @@ class Transaction(Block):
 
     def commit(self) -> None:
         """Commit, or roll back and raise: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
-        committing = False
         try:
             _check_use(self._thread, is_over=self.is_over)
-            connection = self.connection_to_commit(self._slot)
-            # From here on an error may mean that it is stored: it becomes an OutcomeUnknownError, unless the server
-            # says no.
-            committing = True
-            connection.commit()
+            self.connection_to_commit(self._slot).commit()
         except BaseException as error:
-            self._end_badly(error, committing=committing)
+            # A driver's error may mean that it is stored: it becomes an OutcomeUnknownError, unless the server says no.
+            self._end_badly(error, committing=True)
             raise
         # The turn ends before anything else of ours can fail, or all writers of the file would wait for this one.
         finally:
