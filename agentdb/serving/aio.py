@@ -52,7 +52,7 @@ _VIEW_CLOSED = "The view of a tenant is closed. Make another one with for_tenant
 class _Call:
     """A call of a method: what to do with a ``Db``, and what that concerns."""
 
-    do: Callable[[Db], Any]
+    do: Callable[[Any], Any]
     keys: tuple[str, ...] = ()  # the ids; calls on one id keep their order
     reads: bool = False
     method: str = ""  # if its only argument is one id
@@ -61,8 +61,9 @@ class _Call:
 
     def __call__(self, db: Db) -> Any:
         """Make the call, in a thread."""
-        view = _of_tenant(db, self.tenant_id)
-        return self.do(view)
+        if self.tenant_id is not None:
+            db = db.for_tenant(self.tenant_id)
+        return self.do(db)
 
 
 class _Together(NamedTuple):
@@ -74,20 +75,12 @@ class _Together(NamedTuple):
 
     def __call__(self, ids: list[str]) -> dict[str, Any]:
         """In a thread: return the answers by id, without those of calls that must be made alone."""
-
-        def do(db: Any) -> dict[str, Any]:
-            view = _of_tenant(db, self.tenant_id)
-            answers: dict[str, Any] = view._do_each(self.method, ids)
-            return answers
-
-        return self.around._call(do, self.around._tries)
-
-
-def _of_tenant(db: Any, tenant_id: str | None) -> Any:
-    """Return the ``Db``, or its view of the tenant if there is one."""
-    if tenant_id is None:
-        return db
-    return db.for_tenant(tenant_id)
+        call = _Call(
+            lambda db: db._do_each(self.method, ids),
+            tenant_id=self.tenant_id,
+        )
+        answers: dict[str, Any] = self.around._call(call, self.around._tries)
+        return answers
 
 
 def _in_thread(

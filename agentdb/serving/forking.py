@@ -68,11 +68,6 @@ class Forking:
             if file is not None:
                 self._files.add(file)
 
-    def forget(self, threads: Forks) -> None:
-        """Forget those of a closed ``Db``."""
-        with self.opening:
-            self._all.discard(threads)
-
     def wait(self) -> None:
         """Wait until no fork is running."""
         with self.opening:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from django.db import connections, transaction
 
 import agentdb
+from agentdb import Db, DjangoDb
+from agentdb.serving.forking import forking
+from agentdb.serving.opening import temporary_alias
+from tests.helpers.factories import make_session
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork"), reason="this system has no fork"
@@ -353,3 +362,89 @@ print(len(db.list_sessions()))
 db.close()
 """
     assert run(program, "", tmp_path) == "['s1'] child\n2\n"
+
+
+# -- the parent, in this process; called as Python does
+
+
+@contextmanager
+def fork_under_way() -> Iterator[None]:
+    forking.before()
+    try:
+        yield
+    finally:
+        forking.after_in_parent()
+
+
+def test_a_fork_closes_idle_connections_to_files_alone_and_gives_back_their_locks(
+    db: DjangoDb, engine: str
+) -> None:
+    threads = db._executor.threads
+    with ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as new:
+        make_session(db, "s1")
+        other.submit(db.list_agents).result(60)
+        with fork_under_way():
+            kept = threads.open_connections()
+            held = len(forking._held)
+        assert kept == (0 if engine == "sqlite" else 2)
+        assert (held == 0) == (kept == 2)
+        assert other.submit(db.touch_session, "s1").result(60)
+        assert new.submit(db.touch_session, "s1").result(60)
+        assert db.touch_session("s1")
+    assert (forking._held, forking.under_way) == ([], False)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_fork_waits_for_what_runs_and_leaves_alone_what_does_not_end(
+    db: DjangoDb, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "agentdb.serving.forking."
+    monkeypatch.setattr(f"{module}_LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS", 0.05)
+    monkeypatch.setattr(f"{module}_LONGEST_WAIT_FOR_A_STATEMENT_SECONDS", 0.2)
+    begun, end = threading.Event(), threading.Event()
+
+    def insert(tx: Db) -> None:
+        tx.insert_session("s1", "a", "sb")
+        begun.set()
+        assert end.wait(60)
+
+    def run_a_statement() -> None:
+        slot = db._executor.threads.slot()
+        with slot.lock:
+            begun.set()
+            assert end.wait(60)
+
+    with ThreadPoolExecutor(1) as other:
+        for work in (lambda: db.run_transaction(insert), run_a_statement):
+            db.list_agents()
+            begun.clear()
+            end.clear()
+            running = other.submit(work)
+            assert begun.wait(60)
+            with fork_under_way():
+                [busy] = [slot for slot in db._executor.threads.slots() if slot.is_open]
+                assert busy not in forking._held
+            end.set()
+            running.result(60)
+    assert db.get_session("s1") is not None
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_fork_closes_a_hosts_connection_of_its_own_thread_alone(
+    url: str, engine: str
+) -> None:
+    with (
+        temporary_alias(url) as alias,
+        temporary_alias(url) as beside,
+        ThreadPoolExecutor(1) as other,
+    ):
+        db = DjangoDb(alias)
+        connections[beside].ensure_connection()  # by the host alone
+        db.list_agents()
+        of_other = other.submit(lambda: db.list_agents() or connections[alias])
+        with fork_under_way():
+            assert connections[alias].connection is None
+            assert connections[beside].connection is None
+            assert of_other.result(60).connection is not None
+        with transaction.atomic(alias), fork_under_way():
+            assert connections[alias].connection is not None

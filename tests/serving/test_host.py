@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from django.apps.registry import Apps
+from django.conf import LazySettings
+from django.test import override_settings
 
+import agentdb
+from agentdb import AgentDbError, DatabaseUnavailableError, InvalidInputError
+from agentdb.serving import host
+from agentdb.serving.connections import describe
+from agentdb.serving.opening import temporary_alias
 from tests.project.test_import import run_python
 
 SAYING = """
@@ -166,3 +176,92 @@ def test_an_alias_of_a_driver_that_cannot_be_loaded_does_not_stay(
     )
 
     assert run_python(code, tmp_path).endswith("\n['default']\n")
+
+
+# -- the same in this process, where Django is set up
+
+
+def test_what_a_host_lacks_is_said_before_it_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused() -> str:
+        with pytest.raises(AgentDbError) as raised:
+            agentdb.DjangoDb()
+        return str(raised.value).partition(". ")[0]
+
+    monkeypatch.setattr(host, "apps", SimpleNamespace(apps_ready=False))
+    assert refused() == "Django's apps are not loaded yet"
+    monkeypatch.setattr(host, "apps", Apps([]))
+    assert refused() == "Django is configured without agentdb"
+    monkeypatch.setattr(host, "settings", LazySettings())
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE", raising=False)
+    assert refused() == "Django has no settings"
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "no_such_module")
+    assert refused() == (
+        "DJANGO_SETTINGS_MODULE names 'no_such_module', which cannot be imported: No module named 'no_such_module'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("vendor", "options", "message"),
+    [
+        ("sqlite", {"TIME_ZONE": "UTC"}, ""),
+        ("sqlite", {}, ""),
+        ("sqlite", {"TIME_ZONE": "Asia/Tokyo"}, "does not keep its timestamps in UTC"),
+        ("sqlite", {"AUTOCOMMIT": False}, "has AUTOCOMMIT = False"),
+        ("unknown", {}, "The alias 'mine' names no database"),
+        (
+            "oracle",
+            {},
+            "agentdb does not know the engine 'oracle' of the alias 'mine'.",
+        ),
+    ],
+)
+def test_an_alias_that_agentdb_cannot_use_is_refused(
+    vendor: str, options: dict[str, Any], message: str
+) -> None:
+    own = {
+        "NAME": ":memory:",
+        "TIME_ZONE": None,
+        "AUTOCOMMIT": True,
+        "OPTIONS": {},
+        **options,
+    }
+    wrapper: Any = SimpleNamespace(vendor=vendor, alias="mine", settings_dict=own)
+
+    if not message:
+        assert describe(wrapper) == "SQLite database ':memory:'"
+        return
+    with pytest.raises(AgentDbError, match=message):
+        describe(wrapper)
+    if vendor == "sqlite":
+        with override_settings(USE_TZ=False), pytest.raises(AgentDbError, match="UTC"):
+            describe(wrapper)
+
+
+def test_an_engine_that_cannot_be_loaded_has_the_first_reason() -> None:
+    first = ImportError("no libpq\nhere.")
+    second = ValueError("Error loading psycopg")
+    second.__context__ = first
+
+    assert host.cannot_load("django_cockroachdb", second).endswith(
+        "Install agentdb with its extra: 'django-agentdb[cockroachdb]'."
+    )
+    assert host.cannot_load("django.db.backends.postgresql", second) == (
+        "PostgreSQL's driver psycopg cannot be loaded: no libpq here. Install it again: "
+        "pip install --force-reinstall 'psycopg[binary]'."
+    )
+    assert host.cannot_load("mine", ValueError("bad.")) == (
+        "The database engine 'mine' cannot be loaded: ValueError: bad. Install its package, or correct ENGINE in "
+        "DATABASES."
+    )
+
+
+def test_a_hosts_file_that_is_missing_is_not_created(tmp_path: Path) -> None:
+    path = tmp_path / "misspelt.sqlite3"
+    with temporary_alias(f"sqlite:///{path}") as alias:
+        with pytest.raises(DatabaseUnavailableError):
+            agentdb.DjangoDb(alias).list_agents()
+        with pytest.raises(InvalidInputError, match="^Unknown database alias 'mine'; "):
+            agentdb.DjangoDb("mine")
+    assert list(tmp_path.iterdir()) == []

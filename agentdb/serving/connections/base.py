@@ -301,15 +301,12 @@ class Slot:
 
     def _adopted(self) -> Connection | None:
         """Return the connection that Django has opened, if it is completely set up."""
-        if self.wrapper.connection is None:
-            return None
         # Django opens connections too: in cursor(), in migrations, in a host's code. One is taken over only if its
         # set-up has ended, since an interrupted connect() leaves autocommit off, and what is written then is never
         # committed.
-        if self._is_set_up():
-            return self._made()
-        self.reset()
-        return self._connection
+        if self.is_open and not self._is_set_up():
+            self.reset()
+        return self._made() if self.is_open else None
 
     def _is_set_up(self) -> bool:
         if self.wrapper.autocommit:
@@ -369,9 +366,7 @@ class Slot:
         self.leave_block()
         # The wrapper first: closing a connection inside a block would only mark the block as failed.
         raw = self.wrapper.connection
-        if raw is not None and self.engine.renew(raw):
-            self._made()
-        else:
+        if raw is None or not self.engine.renew(raw):
             self.discard()
 
     def leave_block(self) -> None:

@@ -68,9 +68,8 @@ class Place(NamedTuple):
     shm: tuple[int, int] | None  # the index of the log
 
     @classmethod
-    def of(cls, path: str, real: str = "") -> Place:
+    def of(cls, path: str, real: str) -> Place:
         """Read them; ``real`` is the path without links, which SQLite resolves before it names the other files."""
-        real = real or os.path.realpath(path)
         return cls(
             file=identity(path),
             log=identity(f"{real}-wal"),
@@ -203,7 +202,7 @@ class SqliteEngine(Engine):
         if _is_gone(self.name):
             raise DatabaseUnavailableError(self.is_missing())
         # A restored or copied file over the old one, while the old log is still beside it.
-        now = Place.of(self.name)
+        now = Place.of(self.name, os.path.realpath(self.name))
         is_same_log = known.log is not None and now.log == known.log
         if now.file != known.file and is_same_log:
             # SQLite would write the log's pages into it.

@@ -161,7 +161,6 @@ class Threads:
     def close(self) -> None:
         """Close the connections when the running calls have ended; a second call does nothing."""
         self.closed = True  # the rest may be interrupted; the next close() then does it
-        forking.forget(self)
         if not self.engine.owned:
             return  # the connections are Django's to close
         for slot in self.slots():
