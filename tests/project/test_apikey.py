@@ -70,6 +70,14 @@ def test_list_of_one_tenant_says_whose_it_is(db: DjangoDb):
     assert run(db, "list", "--tenant", "nobody") == ("", "0 keys of tenant 'nobody'.\n")
 
 
+def test_an_action_takes_the_options_of_every_command(db: DjangoDb):
+    options = ("--verbosity=3", "--traceback", "--no-color", f"--database={db.alias}")
+
+    assert run(db, "list", *options)[1] == "0 keys.\n"
+    with pytest.raises(CommandError, match="invalid choice: 4"):
+        run(db, "list", "-v", "4")
+
+
 def test_list_writes_a_tab_in_a_label_as_a_space(db: DjangoDb):
     db.issue_api_key("acme", "a\tb\nc")
 

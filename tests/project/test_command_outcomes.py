@@ -206,6 +206,25 @@ def test_after_a_lost_write_nothing_more_is_written_so_that_no_text_has_a_hole()
     assert (stream.getvalue(), output.failure) == ("", "No space left on device")
 
 
+def test_the_output_of_the_process_is_given_up_only_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python writes what is left in it as it ends, and would fail again."""
+    given_up: list[int] = []
+    monkeypatch.setattr("os.dup2", lambda source, target: given_up.append(target))
+    stream = Full("")
+    monkeypatch.setattr(stream, "fileno", lambda: 77)
+    monkeypatch.setattr(sys, "__stdout__", stream)
+    output = Output(stream)
+
+    output.write("first")
+    assert (stream.getvalue(), given_up) == ("first", [])
+    stream.refuses = "write"
+    output.write("second")
+
+    assert given_up == [77]
+
+
 def test_what_a_terminal_cannot_show_is_escaped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
