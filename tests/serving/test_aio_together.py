@@ -427,8 +427,13 @@ def patched_alone(
 def test_a_method_that_was_replaced_sees_each_call(
     db: agentdb.DjangoDb, monkeypatch: pytest.MonkeyPatch, replace: Callable[..., Any]
 ) -> None:
+    assert db._joins("get_session")
+    replaced = replace(db, monkeypatch)
+    # A wrapper has no say in it: an AsyncDb asks the class.
+    assert isinstance(replaced, Upper) or not replaced._joins("get_session")
+
     async def work() -> list[Any]:
-        async with AsyncDb(replace(db, monkeypatch), max_workers=1) as adb:
+        async with AsyncDb(replaced, max_workers=1) as adb:
             reads = [adb.get_session(id) for id in ("a", "b", "c")]
             return await asyncio.gather(*reads)
 
