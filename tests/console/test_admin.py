@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
@@ -992,8 +993,10 @@ def test_what_is_filtered_is_exported_whole_and_nothing_else(
         == list(lines[0])
         == [field.attname for field in Session._meta.concrete_fields]
     )
-    searched = json.loads(site.exported("agentdb/session/export/json/", q="s0003"))
-    assert [row["id"] for row in searched] == ["s0003"]
+    Session.objects.using(site.alias).filter(pk="s0003").update(agent_name="übersetzer")
+    searched = site.exported("agentdb/session/export/json/", q="s0003")
+    assert [row["id"] for row in json.loads(searched)] == ["s0003"]
+    assert '"agent_name": "übersetzer"' in searched  # for people to read
 
 
 def test_an_export_starts_no_formula_in_a_spreadsheet(site: Site, superuser: User):
@@ -1453,9 +1456,14 @@ def test_undoing_needs_the_permission_to_act(site: Site):
 
 
 def test_actions_keys_and_refusals_are_written_to_the_audit_log(
-    site: Site, caplog: pytest.LogCaptureFixture
+    site: Site,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ):
     caplog.set_level("INFO", logger="agentdb.audit")
+    file = tmp_path / "audit.log"
+    monkeypatch.setattr(settings, "AGENTDB_AUDIT_LOG", str(file), raising=False)
     fill(site.alias, 3)
     operator(site)
 
@@ -1465,7 +1473,12 @@ def test_actions_keys_and_refusals_are_written_to_the_audit_log(
     site.log_in_viewer()
     site.act("agentdb/session/", "pause_sessions", ["s0002"], confirmed="yes")
     site.post("agentdb/apikey/add/", tenant_id="t0")
+    site.act("agentdb/session/", "\né", ["s0002"])
 
+    logged = [each.message for each in caplog.records if each.name == "agentdb.audit"]
+    assert file.read_text() == "".join(f"{line}\n" for line in logged)
+    assert all(line.isascii() for line in logged)
+    assert file.stat().st_mode & 0o777 == 0o600
     lines = [
         (line["user"], line["action"], line["outcome"], line["before"], line["after"])
         for line in audited(caplog)
@@ -1488,6 +1501,7 @@ def test_actions_keys_and_refusals_are_written_to_the_audit_log(
         ),
         ("viewer", "pause_sessions of sessions", "refused", {}, {}),
         ("viewer", "issue", "refused", {}, {}),
+        ("viewer", "\né of sessions", "refused", {}, {}),
     ]
 
 
