@@ -280,6 +280,21 @@ def test_an_export_that_breaks_off_says_so_in_its_last_line(
     assert reason == "server closed the connection unexpectedly"
 
 
+def test_a_query_that_fails_while_a_page_is_drawn_is_answered_for_too(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    def lost(*arguments: Any) -> Iterator[Any]:
+        yield "a row"
+        raise DatabaseError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr("agentdb.admin.pages.unreadable_rows", lost)
+
+    page = site.get("agentdb/session/attention/", check="unreadable")
+
+    assert page.status == 503
+    assert "server closed the connection unexpectedly" in page.text
+
+
 def test_no_page_makes_a_file_where_the_database_file_was_removed(
     site: Site, superuser: User, caplog: pytest.LogCaptureFixture
 ):
