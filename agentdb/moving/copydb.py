@@ -179,9 +179,7 @@ def refuse_same(source: str, target: str) -> None:
     """Raise ``InvalidInputError`` if both aliases are the same database."""
     one = connections[source]
     place = _whereabouts(one)
-    if place is None:
-        return
-    if place == _whereabouts(connections[target]):
+    if place is not None and place == _whereabouts(connections[target]):
         raise InvalidInputError(
             f"The source and the target are the same database, {describe(one)}. Name two."
         )
@@ -193,9 +191,7 @@ def _whereabouts(connection: BaseDatabaseWrapper) -> object:
         return describe(connection)
     # A file by its inode, because it may have several names.
     path = sqlite_path(connection)
-    if path is None:
-        return None
-    return identity(path)
+    return path and identity(path)
 
 
 def already_copied(source: str, target: str) -> bool:
@@ -225,10 +221,8 @@ def check(source: str, target: str) -> dict[str, int]:
     with inspecting(source) as reading:
         _check_schema(reading)
         refuse_uncopyable(reading, connections[target])
-        counts = {}
-        for model in _models():
-            table = _table(model)
-            counts[table] = count_rows(reading, table)
+        tables = map(_table, _models())
+        counts = {table: count_rows(reading, table) for table in tables}
     # A missing file does not matter: the copy creates it.
     with suppress(MissingFileError), inspecting(target) as there:
         names = set(there.introspection.table_names())
@@ -388,15 +382,12 @@ def _refuse_rows(connection: BaseDatabaseWrapper, there: set[str]) -> None:
 
 def _filled(connection: BaseDatabaseWrapper, there: set[str]) -> list[str]:
     """Return which of the tables have rows, among the names that are ``there``."""
-    filled = []
-    for model in _models():
-        table = _table(model)
-        if table not in there:
-            continue
-        first = f"SELECT 1 FROM {quote_name(table)} LIMIT 1"
-        if rows(connection, first):
-            filled.append(table)
-    return filled
+    first = "SELECT 1 FROM {} LIMIT 1"
+    return [
+        table
+        for table in map(_table, _models())
+        if table in there and rows(connection, first.format(quote_name(table)))
+    ]
 
 
 def _copy_table(

@@ -131,13 +131,10 @@ def sqlite_path(connection: BaseDatabaseWrapper) -> Path | None:
     if (inspected := connection.settings_dict.get(_INSPECTED)) is not None:
         return Path(str(inspected))
     name = str(connection.settings_dict["NAME"])
-    if name == ":memory:" or "mode=memory" in name:
-        return None
-    return Path(
-        unquote(name.removeprefix("file:").partition("?")[0])
-        if name.startswith("file:")
-        else name
-    )
+    if name.startswith("file:"):
+        name, _, parameters = name.removeprefix("file:").partition("?")
+        name = ":memory:" if "mode=memory" in parameters else unquote(name)
+    return None if name == ":memory:" else Path(name)
 
 
 def check_sqlite_file(path: Path) -> None:

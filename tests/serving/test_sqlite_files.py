@@ -10,6 +10,8 @@ import sys
 import warnings
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -61,6 +63,25 @@ def everything_says(path: Path, concern: str) -> None:
             for each in examine(Budget(connection)).findings
             if each.code == "file_system"
         ] == [concern]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("/srv/mode=memory/a.db", "/srv/mode=memory/a.db"),
+        ("/srv/a%20b.db", "/srv/a%20b.db"),
+        ("file:/srv/a%20b.db?mode=ro", "/srv/a b.db"),
+        (":memory:", None),
+        ("file::memory:?cache=shared", None),
+        ("file:a?mode=memory&cache=shared", None),
+    ],
+)
+def test_a_database_is_in_memory_only_if_sqlite_takes_it_for_that(
+    name: str, path: str | None
+):
+    connection: Any = SimpleNamespace(vendor="sqlite", settings_dict={"NAME": name})
+
+    assert inspection.sqlite_path(connection) == (path and Path(path))
 
 
 @pytest.mark.parametrize(
