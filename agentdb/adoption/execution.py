@@ -358,16 +358,11 @@ _OBJECTS = """
 def _copy_schema(
     source: BaseDatabaseWrapper, copy: BaseDatabaseWrapper, ours: set[str]
 ) -> None:
-    # The virtual table that owns them makes them.
-    listed = rows(source, "PRAGMA main.table_list")
-    shadows = {name for _, name, kind, *_ in listed if kind == "shadow"}
     for kind, name, table, sql in rows(source, _OBJECTS):
-        if name in shadows:
-            continue
         try:
             run(copy, sql)
         except DatabaseError as error:
-            # Skip other objects that cannot be read here.
+            # Skip other objects that cannot be made here, such as the tables of a virtual table, which made them.
             if table in ours and kind != "view":
                 reason = first_line(error).removesuffix(".")
                 raise SchemaMismatchError(f"{kind} {name!r}: {reason}") from error

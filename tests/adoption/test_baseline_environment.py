@@ -842,6 +842,23 @@ def test_a_refused_file_keeps_its_journal_mode_whatever_the_project_sets(
     assert snapshot(url) == before
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_file_that_may_not_grow_is_left_as_it_was(load_legacy: Load, engine: str):
+    url = load_legacy("era-b-small")
+    with opened(url) as connection:
+        before = rows(connection, "SELECT * FROM sqlite_master ORDER BY name")
+        [(pages,)] = rows(connection, "PRAGMA page_count")
+        options = connection.settings_dict["OPTIONS"]
+        options["init_command"] = f"PRAGMA max_page_count = {pages}"
+        with pytest.raises(CommandError) as refused:
+            manage(connection, "baselinedb", "--no-backup")
+
+        assert str(refused.value).endswith(
+            ". Free some space and try again. Nothing was changed."
+        )
+        assert rows(connection, "SELECT * FROM sqlite_master ORDER BY name") == before
+
+
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_policy_on_a_table_of_the_operators_is_in_nobodys_way(
     load_legacy: Load, engine: str, role: str

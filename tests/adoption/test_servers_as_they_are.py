@@ -250,7 +250,9 @@ def test_a_publication_that_lacks_the_new_key(load_legacy: Load, engine: str):
     execute(url, "CREATE PUBLICATION own FOR TABLE agents (name, path)")
 
     assert_refused(
-        url, 'Table agents could not be updated: cannot update table "agents".'
+        url,
+        'Table agents could not be updated: cannot update table "agents". Column list used by the publication does not '
+        "cover the replica identity.",
     )
 
 
