@@ -34,7 +34,7 @@ def describe_findings(findings: Findings) -> list[str]:
     place = f"file {findings.place}" if findings.is_file else findings.place
     size = "" if findings.size is None else f", {_bytes(findings.size)}"
     lines = [
-        f"Found: {_ENGINES.get(findings.engine, findings.engine)} {findings.version.split()[0]}, {place}{size}",
+        f"Found: {_ENGINES[findings.engine]} {findings.version.split()[0]}, {place}{size}",
         f"Shape: {findings.shape.description}",
     ]
     for name in OLD_COLUMNS:
