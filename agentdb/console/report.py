@@ -20,7 +20,6 @@ from django.utils.translation import gettext, ngettext_lazy
 
 from agentdb.console.checks import Check, Finding, Fleet, Runner, checks
 from agentdb.console.questions import (
-    SECONDS,
     Answer,
     Budget,
     Problem,
@@ -154,7 +153,7 @@ def examine(budget: Budget) -> Report:
     schema = report.schema.value
     if report.unknown and schema and not schema.differences:
         _schemas.pop(connection.alias, None)
-        report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
+        report.schema = budget.ask(lambda: current_schema(connection))
     report.findings += _findings_beside_rows(budget, report.schema)
     return report
 
@@ -183,7 +182,7 @@ def _unusable(budget: Budget, report: Report) -> Problem | None:
     if engine.problem:
         return engine.problem
     report.engine = engine.value or report.engine
-    report.schema = budget.ask(lambda: current_schema(connection), 2 * SECONDS)
+    report.schema = budget.ask(lambda: current_schema(connection))
     schema = report.schema.value
     # A schema that cannot be read is a finding, beside those of the checks, some of which may still work.
     if schema is None or schema.applied and schema.tables:
@@ -223,8 +222,7 @@ def _findings_beside_rows(budget: Budget, schema: Answer[Schema]) -> list[Findin
     found = schema.value or Schema((), (), 0, ())
     unreadable = budget.ask(
         # One more tells "20" from "20+".
-        lambda: unreadable_rows(budget.connection, MOST_UNREADABLE + 1),
-        1.0,
+        lambda: unreadable_rows(budget.connection, MOST_UNREADABLE + 1)
     )
     findings = [
         _named(

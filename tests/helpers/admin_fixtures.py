@@ -229,7 +229,6 @@ def site(
     # A busy machine may need longer for an answer than a reader would wait.
     for limit in (
         "console.questions.SECONDS",
-        "console.report.SECONDS",
         "console.figures.COUNT_SECONDS",
         "admin.find.SECONDS",
         "admin.rows._SECONDS",
