@@ -1134,6 +1134,23 @@ def test_threads_that_end_leave_no_open_file(db: DjangoDb) -> None:
     assert open_files() <= before + 2  # SQLite keeps a few to use again
 
 
+def test_a_thread_that_ends_leaves_djangos_wrapper_no_closed_connection(
+    db: DjangoDb,
+) -> None:
+    """The wrapper may outlive it, and the child of a fork closes each connection that it finds in one."""
+    wrappers = []
+
+    def use() -> None:
+        db.count_sandboxes()
+        wrappers.append(connections[db.alias])
+        assert wrappers[0].connection is not None
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(use).result()
+
+    assert wrappers[0].connection is None
+
+
 def test_a_thread_keeps_its_connection(postgres_db: tuple[DjangoDb, str]) -> None:
     db, url = postgres_db
     pids = set()

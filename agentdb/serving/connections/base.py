@@ -220,6 +220,8 @@ class Slot:
         if not self.engine.owned or raw is None:
             return
         if self._process == os.getpid():
+            # The wrapper may live on, and the child of a fork closes what it finds there.
+            self.wrapper.connection = None
             raw.close()
         else:  # a fork ends all threads but one in the child
             left_to_the_parent.append(raw)
