@@ -228,13 +228,13 @@ def test_a_transaction_that_holds_the_lock_too_long_is_reported_and_then_all_goe
 ) -> None:
     with agentdb.connect(f"sqlite:///{path}?timeout=0.3") as db:
         unlocked = watch(db)
-        failed: list[type[BaseException]] = []
+        failed: list[BaseException] = []  # each keeps the frames of its writer
 
         def write() -> None:
             try:
                 db.insert_session("never", "a", "sb")
             except AgentDbError as error:
-                failed.append(type(error))
+                failed.append(error)
 
         def hold(tx: agentdb.Db) -> None:
             thread = threading.Thread(target=write)
@@ -244,7 +244,7 @@ def test_a_transaction_that_holds_the_lock_too_long_is_reported_and_then_all_goe
         db.run_transaction(hold)
         db.insert_session("s1", "a", "sb")
 
-        assert failed == [ConflictError]
+        assert [type(error) for error in failed] == [ConflictError]
         assert unlocked == []
         assert stored(path) == ["s1"]
 

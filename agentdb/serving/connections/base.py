@@ -54,7 +54,7 @@ class Engine(ABC):
     errors: tuple[type[Exception], ...]
     has_server: bool
     # Rows that other transactions have locked; see expressions.Locked.
-    skips_locked = False
+    skips_locked: bool
 
     def __init__(self, settings_dict: dict[str, Any], *, owned: bool = False) -> None:
         self.settings = settings_dict
@@ -115,7 +115,7 @@ class Engine(ABC):
 class Connection(ABC):
     """A connection of the driver; this object lives from its opening to its closing."""
 
-    is_traced = False  # by the driver's OpenTelemetry instrumentation, which sees only what Django's cursor runs
+    is_traced: bool  # by the driver's OpenTelemetry instrumentation, which sees only what Django's cursor runs
 
     def __init__(self, engine: Engine, wrapper: BaseDatabaseWrapper) -> None:
         self.engine = engine
@@ -432,7 +432,7 @@ class Slot:
         return fault
 
     @contextmanager
-    def operation(self, *, writing: bool = False) -> Iterator[None]:
+    def operation(self) -> Iterator[None]:
         """Limit the body's calls on Django's wrapper, and translate their errors."""
         connection = self._connection
         try:
@@ -440,7 +440,7 @@ class Slot:
                 yield
         except self.engine.errors as error:
             cause = driver_error(error)
-            fault = self.fault(cause, writing=writing)
+            fault = self.fault(cause, writing=False)
             raise self.engine.explain(fault, cause) from cause
         except BaseException:
             self.interrupted()

@@ -140,9 +140,8 @@ class _Driver:
                 # psycopg calls this for one host after the other.
                 nonlocal hosts
                 now = time.monotonic()
-                left = max(0.0, ends - now)
-                # A share, so that the last host is tried too.
-                share = left / max(1, hosts)
+                # A share of what is left, so that the last host is tried too.
+                share = (ends - now) / max(1, hosts)
                 hosts -= 1
                 attempt = psycopg.Connection._connect_gen(*args, **options)
                 return _until(attempt, now + share)
