@@ -273,8 +273,8 @@ def _why_not_opened(error: BaseException, path: object) -> str:
     if fault not in (Fault.NOT_OPENED, Fault.READ_ONLY):
         return ""
     cause = _no_descriptor_left() if fault is Fault.NOT_OPENED else ""
-    if path and not cause:
-        cause = _no_place_for(Path(str(path)))
+    if path:
+        cause = cause or _no_place_for(Path(str(path)))
     return f": {cause}" if cause else ""
 
 
@@ -313,7 +313,6 @@ def _brief(error: BaseException) -> str:
         _, fatal, after = line.rpartition("FATAL:")
         if fatal and after.strip():
             words = after
-            break
     _, _, words = words.rpartition("failed: ")
     return uncapitalized(words.strip().rstrip("."))
 

@@ -70,7 +70,7 @@ class Block:
 
     def clear_failure(self) -> None:
         """After rolling back to a savepoint, clear the failure unless the whole transaction must be retried."""
-        if self._wrapper.needs_rollback or self._wrapper.closed_in_transaction:
+        if self._wrapper.needs_rollback:
             return
         # A conflict concerns all that the transaction has read, not only the part that was rolled back. Going on
         # would end in the same conflict at COMMIT, so the whole is retried.

@@ -13,6 +13,7 @@ import agentdb
 from agentdb import (
     AgentDbError,
     DatabaseClosedError,
+    DatabaseUnavailableError,
     Db,
     DjangoDb,
     DuplicateKeyError,
@@ -198,6 +199,21 @@ def test_an_inner_transaction_that_may_not_be_undone_dooms_the_outer_one(
         executor.transaction(outer)
 
     assert executor.all(columns, ALL) == []
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_read_that_loses_its_connection_again_is_not_repeated_again(
+    executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    insert(executor, "k1")
+    ends_its_session = "(SELECT pg_terminate_backend(pg_backend_pid()))"
+    query = Select(lambda p: ApiKey.objects.extra(where=[ends_its_session]))
+
+    with caplog.at_level("INFO", "agentdb"), pytest.raises(DatabaseUnavailableError):
+        executor.all(columns, query)
+
+    assert len(caplog.records) == 1
+    assert insert(executor, "k2")
 
 
 def test_a_failure_dooms_the_transaction_and_not_the_next(
