@@ -177,9 +177,11 @@ def _check_written(
 
 def refuse_same(source: str, target: str) -> None:
     """Raise ``InvalidInputError`` if both aliases are the same database."""
-    one = connections[source]
+    one, other = connections[source], connections[target]
+    if one.vendor != other.vendor:
+        return
     place = _whereabouts(one)
-    if place is not None and place == _whereabouts(connections[target]):
+    if place is not None and place == _whereabouts(other):
         raise InvalidInputError(
             f"The source and the target are the same database, {describe(one)}. Name two."
         )
@@ -187,11 +189,15 @@ def refuse_same(source: str, target: str) -> None:
 
 def _whereabouts(connection: BaseDatabaseWrapper) -> object:
     """Return what two aliases of one database have in common; None for a file that is yet to be made."""
-    if connection.vendor != "sqlite":
-        return describe(connection)
     # A file by its inode, because it may have several names.
-    path = sqlite_path(connection)
-    return path and identity(path)
+    if connection.vendor == "sqlite":
+        path = sqlite_path(connection)
+        return path and identity(path)
+    if connection.vendor == "cockroachdb":
+        return describe(connection)
+    # So may a server, and a copy of a database into itself would wait for its own locks without end.
+    with translated_errors(connection):
+        return rows(connection, "SELECT current_database(), pg_postmaster_start_time()")
 
 
 def already_copied(source: str, target: str) -> bool:

@@ -26,6 +26,16 @@ def test_a_database_is_not_copied_into_itself(url: str):
     assert str(refused.value).endswith(". Name two.")
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_database_of_a_server_is_the_same_under_another_name(url: str, engine: str):
+    """A copy would wait for a lock that it holds itself."""
+    other = url.replace("host=/", "host=//").replace("localhost", "127.0.0.1")
+    assert other != url
+
+    with pytest.raises(CommandError, match="are the same database"):
+        call_command("copydb", url, other)
+
+
 @pytest.mark.parametrize("engine", ["sqlite"])
 def test_a_file_is_not_restored_into_itself(url: str, engine: str):
     with opened(url) as connection, pytest.raises(CommandError) as refused:
