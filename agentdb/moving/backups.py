@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from urllib.parse import quote
@@ -54,6 +53,4 @@ def back_up_database(
         copied = Path(name) / "copy.sqlite3"
         with temporary_alias(f"sqlite:///{quote(str(copied))}") as alias_of_copy:
             copydb.copy(alias, alias_of_copy, progress)
-        # The file has what the database has, hashes of keys included, and none of its access rules.
-        os.chmod(copied, 0o600)
         back_up(copied, target=target)

@@ -256,6 +256,13 @@ ADDITIONS = {
             "Foreign key {sessions_zz_fkey} on sessions (zz) to agents (id) is not in the models and is left alone.",
         ],
     ),
+    "check of a column that agentdb leaves NULL": (
+        ["ALTER TABLE sessions ADD COLUMN zz text CONSTRAINT filled CHECK (zz <> 'a')"],
+        [
+            "Column sessions.zz (text) is not in the models and is left alone.",
+            "Check constraint filled on sessions (zz <> 'a') is not in the models and is left alone.",
+        ],
+    ),
     "table": (
         ["CREATE TABLE zz (id integer)"],
         ["Table zz is not agentdb's and is left alone."],
@@ -454,6 +461,24 @@ def test_a_renamed_column_and_an_index_lost_with_it_are_one_line(database):
     assert found == [
         "Column sandboxes.session_id is missing, and with it index idx_sandboxes_session "
         "(column holder is defined like it: was it renamed?)."
+    ]
+
+
+def test_of_two_indexes_that_do_the_same_one_is_renamed_and_the_other_additional(
+    database,
+):
+    with undone(database):
+        database.execute(
+            "DROP INDEX idx_sessions_tenant",
+            "CREATE INDEX zz_a ON sessions (tenant_id)",
+            "CREATE INDEX zz_b ON sessions (tenant_id)",
+        )
+
+        found = differences(database)
+
+    assert [one.message for one in found] == [
+        "Index on sessions (tenant_id) is named zz_a; it should be idx_sessions_tenant.",
+        "Index zz_b on sessions (tenant_id) is not in the models and is left alone.",
     ]
 
 
