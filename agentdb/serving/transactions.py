@@ -60,9 +60,7 @@ class Block:
 
     def connection_to_commit(self, slot: Slot) -> Connection:
         """Return the connection for the COMMIT; raise if the function continued after a failure."""
-        wrapper = self._wrapper
-        is_lost = wrapper.closed_in_transaction or wrapper.connection is None
-        if not is_lost and not wrapper.needs_rollback:
+        if not self._wrapper.needs_rollback:
             connection = slot.open_in_block()
             if connection.in_transaction():
                 return connection
