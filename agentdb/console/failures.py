@@ -220,16 +220,10 @@ def _told(cells: Sequence[Group]) -> list[Group]:
     if not cells:
         return []
     whole = _sum(None, None, cells)
-    flagged = [
-        group
-        for group in _groups(cells)
-        if group[2:] != whole[2:] and is_far_above(group, whole)
-    ]
-    flagged.sort(key=lambda group: -group.failed * group.share)
     told: list[Group] = []
     # A group counts only if most of its failures are not explained yet, so that one bad agent of one tenant does not
     # name the agent, the tenant and the pair.
-    for group in flagged:
+    for group in _far_above(cells, whole):
         mine = [cell for cell in cells if group.includes(cell)]
         if len(told) <= MOST_TOLD and 2 * _failed(mine, told) < group.failed:
             told.append(group)
@@ -239,6 +233,16 @@ def _told(cells: Sequence[Group]) -> list[Group]:
     if parts_explain and len(told) <= MOST_TOLD:
         return told
     return [whole] if is_far_above(whole, whole) else told
+
+
+def _far_above(cells: Sequence[Group], whole: Group) -> list[Group]:
+    """Return the groups in the cells, except the whole, that fail far more often than usual, the worst first."""
+    far_above = [
+        group
+        for group in _groups(cells)
+        if group[2:] != whole[2:] and is_far_above(group, whole)
+    ]
+    return sorted(far_above, key=lambda group: -group.failed * group.share)
 
 
 def _failed(cells: Iterable[Group], groups: Sequence[Group]) -> int:
