@@ -20,6 +20,7 @@ from django.db import OperationalError, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.operations.base import Operation
+from django.test.utils import CaptureQueriesContext
 
 import agentdb
 from agentdb import operations
@@ -254,6 +255,26 @@ def test_a_text_without_an_offset_is_utc_in_a_project_with_another_zone(
 
         stored = "SELECT (created_at AT TIME ZONE 'UTC')::text FROM sessions"
         assert rows(connection, stored) == [(text,)]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_no_row_appears_between_the_check_of_the_values_and_their_conversion(
+    url: str, engine: str
+):
+    with opened(url) as connection:
+        for name in ("0001_initial", "0002_native_timestamps"):  # back, and forth again
+            with CaptureQueriesContext(connection) as sent:
+                MigrationExecutor(connection).migrate([("agentdb", name)])
+
+            said = [query["sql"] for query in sent]
+            locked = next(
+                place for place, sql in enumerate(said) if sql.startswith("LOCK TABLE")
+            )
+            for table in ("agents", "sessions", "sandboxes", "api_keys"):
+                assert f'"{table}"' in said[locked]
+                reads = f'FROM "{table}"'
+                assert not any(reads in sql for sql in said[:locked])
+                assert any(reads in sql for sql in said[locked:])
 
 
 def test_a_row_written_through_the_models_compares_with_converted_ones(empty_url: str):

@@ -569,3 +569,20 @@ def test_tables_with_fewer_than_half_of_the_columns_are_another_programs(
 
     assert result.code == 1
     assert result.lines[-1] == verdict
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_names_that_the_old_server_gave_do_not_count_before_0002(empty_url, engine):
+    migrate(empty_url, "agentdb", MIGRATIONS[0])
+    change(
+        empty_url,
+        "ALTER TABLE api_keys RENAME CONSTRAINT api_keys_key_hash_key TO idx_hash",
+    )
+
+    assert (
+        verifydb(empty_url)
+        .lines[-1]
+        .startswith(
+            "The tables are as 0001_initial leaves them. Run 'agentdb migrate' to apply "
+        )
+    )
