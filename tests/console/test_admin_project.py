@@ -607,8 +607,15 @@ def test_runadmin_hands_all_that_it_was_told_to_the_server_and_no_secret_as_argu
         connections[alias].settings_dict = {
             **project,
             "ATOMIC_REQUESTS": True,
+            "AUTOCOMMIT": False,
+            "TIME_ZONE": "Asia/Tokyo",
             "AGENTDB": {"apps": ["billing"]},
         }
+        if engine == "sqlite":
+            # SQLite reads its names in any letters.
+            init = project["OPTIONS"]["init_command"]
+            init = init.replace("journal_mode", "Journal_Mode")
+            project["OPTIONS"]["init_command"] = init
         monkeypatch.setattr(runadmin_command, "_check_migrated", lambda alias: None)
         server = become(
             monkeypatch, alias, port=8123, user="Ann", audit_log="audit.jsonl"

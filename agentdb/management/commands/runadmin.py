@@ -154,9 +154,15 @@ def _module_paths() -> list[str]:
 def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, Any]:
     """Return the settings of the shown database: with a short timeout, and without changes to its file."""
     options = dict(connection.settings_dict["OPTIONS"])
-    # Without the apps and the transactions of the project, which the server does not have.
-    own = {"AGENTDB": {}, "ATOMIC_REQUESTS": False, "OPTIONS": options}
-    settings = {**connection.settings_dict, **own}
+    settings = {
+        **connection.settings_dict,
+        # The server has neither the project's apps nor its transactions, and agentdb's timestamps are in UTC.
+        "AGENTDB": {},
+        "ATOMIC_REQUESTS": False,
+        "AUTOCOMMIT": True,
+        "TIME_ZONE": None,
+        "OPTIONS": options,
+    }
     path = sqlite_path(connection)
     if path is None:
         # A page, unlike a service's start, has a person waiting. 0 would wait forever.
@@ -167,7 +173,7 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
         return settings
     # The file keeps its journal mode.
     commands = options.get("init_command", "").split(";")
-    kept = [command for command in commands if "journal_mode" not in command]
+    kept = [command for command in commands if "journal_mode" not in command.lower()]
     options["init_command"] = ";".join(kept)
     options["timeout"] = _LOCK_SECONDS
     # BEGIN IMMEDIATE, as agentdb's settings say, asks for the write lock, which a read-only file refuses.
