@@ -313,6 +313,7 @@ def _brief(error: BaseException) -> str:
         _, fatal, after = line.rpartition("FATAL:")
         if fatal and after.strip():
             words = after
+            break  # the next may be of an attempt without encryption, which a server may refuse to anybody
     _, _, words = words.rpartition("failed: ")
     return uncapitalized(words.strip().rstrip("."))
 

@@ -546,9 +546,9 @@ class DjangoDb(KeyIssuer):
             return recent
         there = recent | self._touch_due(touch, values)
         if len(there) < len(rows):
-            # Others were faster. A row that they touched counts; one that they claimed or deleted does not.
+            # Others were faster. A row that they touched counts; one that they claimed, deleted or lock does not.
             again = self._executor.all(_pair, touch.is_due, **values)
-            there.update(id for id, _ in again)
+            there.update(id for id, is_due in again if not (is_due and skip_locked))
         return there
 
     def _touch_due(self, touch: queries.Touch, values: dict[str, Any]) -> set[str]:

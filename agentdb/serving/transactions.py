@@ -96,6 +96,9 @@ def block_of(slot: Slot) -> Block | None:
     known = slot.host_block
     if not isinstance(known, Block) or known.outermost != blocks[:1]:
         known = slot.host_block = Block(wrapper)
+    # A function with the decorator @atomic has the same block at each call, and a failure of an earlier one is over.
+    if not wrapper.needs_rollback:
+        known.failure = known.fault = None
     return known
 
 

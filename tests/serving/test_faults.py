@@ -392,6 +392,15 @@ def test_each_failure_of_a_file_has_one_sentence(
             "cannot be reached: b.",
         ),
         (
+            psycopg.OperationalError(
+                'connection to server at "h", port 1 failed: FATAL:  password authentication failed for user "me"\n'
+                'connection to server at "h", port 1 failed: FATAL:  no pg_hba.conf entry for host "i", no encryption'
+            ),
+            False,
+            "me",
+            'cannot be reached: password authentication failed for user "me".',
+        ),
+        (
             psycopg.OperationalError("connection failed: A\nconnection failed: B"),
             False,
             "me",

@@ -121,6 +121,21 @@ def test_a_touch_answers_as_another_call_left_the_row_between_its_look_and_its_u
             assert stored(db, "sessions").year == 2999
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_joined_touches_leave_a_locked_row_to_a_touch_of_its_own(
+    empty_url: str, engine: str
+):
+    with (
+        opened(empty_url, "touch_interval=3000") as db,
+        psycopg.connect(empty_url) as other,
+    ):
+        db.insert_session("t", "bot", "b")
+        set_back(db, "sessions", 4000)
+        other.execute("SELECT FROM sessions WHERE id = 's' FOR UPDATE")
+
+        assert db._do_each("touch_session", ["s", "t"]) == {"t": True}
+
+
 def test_a_tenants_view_and_a_transaction_keep_the_interval(empty_url: str):
     with opened(empty_url, "touch_interval=3000") as db:
         set_back(db, "sessions", 4000)

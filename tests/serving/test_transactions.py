@@ -532,6 +532,30 @@ def test_postgresql_conflict_in_a_hosts_transaction_is_the_hosts_to_try_again(
     assert make_session(db) == db.get_session("s1")
 
 
+def test_postgresql_conflict_of_a_decorated_function_of_the_host_is_over_at_its_next_call(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
+    db, url = postgres_db
+    _conflicts(url, 1)
+
+    def undone(inside: Db) -> None:
+        make_session(inside, "s2")
+        raise Stop
+
+    @transaction.atomic(using=db.alias)
+    def of_the_host() -> None:
+        make_session(db)
+        with pytest.raises(Stop):
+            db.run_transaction(undone)
+        make_session(db, "s3")
+
+    with pytest.raises(ConflictError):
+        of_the_host()
+    of_the_host()
+
+    assert {session.id for session in db.list_sessions()} == {"s1", "s3"}
+
+
 def test_postgresql_write_skew_of_two_threads_is_resolved(
     make_postgres_database: Callable[..., str],
 ) -> None:
