@@ -453,3 +453,23 @@ def test_a_fork_closes_a_hosts_connection_of_its_own_thread_alone(
             assert of_other.result(60).connection is not None
         with transaction.atomic(alias), fork_under_way():
             assert connections[alias].connection is not None
+
+
+def test_a_fork_leaves_a_hosts_database_in_memory_to_parent_and_child() -> None:
+    with temporary_alias("sqlite://:memory:") as alias, ThreadPoolExecutor(1) as other:
+        db = DjangoDb(alias)
+        threads = db._executor.threads
+        threads.ensure_connected()
+        other.submit(threads.ensure_connected).result(60)
+        raw = [slot.wrapper.connection for slot in threads.slots()]
+        with connections[alias].cursor() as cursor:
+            cursor.execute("CREATE TABLE mine (id)")
+
+        with fork_under_way():
+            pass
+        assert connections[alias].introspection.table_names() == ["mine"]
+        threads.after_fork([])
+        assert connections[alias].introspection.table_names() == ["mine"]
+        assert threads.slots() == [threads.slot()]
+        for connection in raw:
+            connection.close()

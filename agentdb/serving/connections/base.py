@@ -53,6 +53,7 @@ class Engine(ABC):
     # The driver's exceptions, and Django's wrappers.
     errors: tuple[type[Exception], ...]
     has_server: bool
+    is_in_memory = False  # the database ends with its last connection
     # Rows that other transactions have locked; see expressions.Locked.
     skips_locked: bool
 

@@ -117,7 +117,8 @@ class SqliteEngine(Engine):
         self.place: Place | None = None  # when a connection last opened it
         self._creates = creates
         self.turns: Turns | None = None
-        if not self._is_in_memory():
+        self.is_in_memory = self.name == ":memory:" or "mode=memory" in self.name
+        if not self.is_in_memory:
             self.turns = turns_of(self.name)
         options = self.settings["OPTIONS"]
         self.busy_seconds: float = options.get("timeout", 5.0)
@@ -125,9 +126,6 @@ class SqliteEngine(Engine):
     @property
     def name(self) -> str:
         return str(self.settings["NAME"])
-
-    def _is_in_memory(self) -> bool:
-        return self.name == ":memory:" or "mode=memory" in self.name
 
     def describe(self) -> str:
         return f"SQLite database {self.name!r}"
@@ -184,9 +182,8 @@ class SqliteEngine(Engine):
 
     def renew(self, raw: Any) -> bool:
         """Reset a connection to a database in memory; others are reopened."""
-        if not self._is_in_memory():
+        if not self.is_in_memory:
             return False
-        # A database in memory exists only in this connection.
         try:
             raw.rollback()
             raw.isolation_level = None

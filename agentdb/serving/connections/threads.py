@@ -206,7 +206,7 @@ class Threads:
 
     def may_close(self, slot: Slot) -> bool:
         """Whether a fork may close this idle connection; a host's other threads may be using theirs."""
-        if slot is self._shared or slot.wrapper.in_atomic_block:
+        if self.engine.is_in_memory or slot.wrapper.in_atomic_block:
             return False
         return self.engine.owned or slot is self.own_slot()
 
@@ -216,17 +216,19 @@ class Threads:
 
     def after_fork(self, held: list[Slot]) -> None:
         """In the child of a fork, drop the parent's connections and all other threads."""
-        if self._shared is not None:
+        own = self.own_slot()
+        if self.engine.is_in_memory:
             # The child has its own copy of the database, but not of what a thread of the parent was doing.
-            if self._shared not in held:
+            if self._shared is not None and self._shared not in held:
                 self._shared.lock = threading.RLock()
                 self._shared.reset()
+            kept = [slot for slot in self.slots() if slot in (self._shared, own)]
+            self._slots = weakref.WeakSet(kept)
             return
         if self._limit is not None:
             self._limit.reset()
         for slot in self.slots():
             leave_to_the_parent(slot)
-        own = self.own_slot()
         block = block_of(own) if own is not None else None
         if own is not None and block is not None:
             # fork() inside run_transaction: the child is a copy of this frame too. The with block goes on in the
