@@ -32,8 +32,8 @@ from agentdb.schema import Table, expected_tables
 from agentdb.schema.comparison import Key, keys_of, left_null, reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
-from agentdb.schema.queries import count_rows, rows
-from agentdb.schema.rows import Misspelt, may_read, misspelt_timestamps
+from agentdb.schema.queries import rows
+from agentdb.schema.rows import Misspelt, misspelt_timestamps, readable_rows
 from agentdb.wording import counted
 
 # What must be unique in an adopted database.
@@ -153,10 +153,8 @@ def _duplicates(
 
 
 def _count_or_zero(connection: BaseDatabaseWrapper, table: Table) -> int:
-    """Return the rows of a table that is not ours; zero if it is a view, or this role may not read it."""
-    if table.kind != "table" or not may_read(connection, table.name):
-        return 0
-    return count_rows(connection, table.name)
+    """Return the rows of a table that is not ours; zero if it is a view, or this role may not read them all."""
+    return readable_rows(connection, table.name) if table.kind == "table" else 0
 
 
 def _place(connection: BaseDatabaseWrapper) -> str:

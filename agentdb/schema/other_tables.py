@@ -11,7 +11,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.errors import InvalidInputError
 from agentdb.inputs import OWN_TABLES
 from agentdb.schema.introspection import LOCK_TABLE
-from agentdb.schema.queries import count_rows, quote_name, rows
+from agentdb.schema.queries import quote_name, rows
+from agentdb.schema.rows import readable_rows
 
 # A partition's rows count with its parent table; on CockroachDB relispartition is NULL. Rows that this role may not
 # read are not counted.
@@ -50,7 +51,7 @@ def other_tables(connection: BaseDatabaseWrapper) -> dict[str, int]:
     """Return the row counts of tables that are neither agentdb's nor about migrations, by name."""
     listed = _ON_SQLITE if connection.vendor == "sqlite" else _ON_A_SERVER
     return {
-        name: count_rows(connection, name)
+        name: readable_rows(connection, name)
         for (name,) in rows(connection, listed)
         if name not in (*OWN_TABLES, *_RECORDS)
     }

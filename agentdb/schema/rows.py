@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema.queries import quote_name, rows
+from agentdb.schema.queries import count_rows, quote_name, rows
 from agentdb.schema.tables import Table
 
 
@@ -215,11 +215,21 @@ class UnreadableValue(NamedTuple):
 
 
 def may_read(connection: BaseDatabaseWrapper, table: str) -> bool:
-    """Return whether the role may read the table."""
+    """Return whether the role may read the table, and all of its rows."""
     if connection.vendor == "sqlite":
         return True
+    named = [table]
     sql = "SELECT has_table_privilege(quote_ident(%s), 'SELECT')"
-    return rows(connection, sql, [table]) == [(True,)]
+    if connection.vendor == "postgresql":
+        # A policy hides rows, or fails: it may ask for a setting that only the operator's program makes.
+        named.append(table)
+        sql += " AND NOT row_security_active(quote_ident(%s))"
+    return rows(connection, sql, named) == [(True,)]
+
+
+def readable_rows(connection: BaseDatabaseWrapper, table: str) -> int:
+    """Return the number of rows; 0 if the role may not read them all."""
+    return count_rows(connection, table) if may_read(connection, table) else 0
 
 
 def unreadable_timestamps(

@@ -861,22 +861,28 @@ def test_a_file_that_may_not_grow_is_left_as_it_was(load_legacy: Load, engine: s
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_policy_on_a_table_of_the_operators_is_in_nobodys_way(
-    load_legacy: Load, engine: str, role: str
+    load_legacy: Load, engine: str, role: str, tmp_path: Path
 ):
     url = load_legacy("era-b-small")
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in (
             f"GRANT ALL ON SCHEMA public TO {role}",
             *(f"ALTER TABLE {table} OWNER TO {role}" for table in TABLES),
-            "CREATE TABLE notes (id text)",
+            "CREATE TABLE notes AS SELECT 'a' AS id",
             "ALTER TABLE notes ENABLE ROW LEVEL SECURITY",
+            # A setting that only the operator's program makes.
+            "CREATE POLICY own ON notes USING (id = current_setting('app.tenant'))",
             f"GRANT SELECT ON notes TO {role}",
         ):
             connection.execute(statement.encode())
+    of_role = postgres_as(url, user=role, password="right")
 
-    run = baselinedb(postgres_as(url, user=role, password="right"))
+    run = baselinedb(of_role)
 
     assert (run.code, run.err if run.code else "") == (0, "")
+    with opened(of_role) as connection:
+        output = manage(connection, "backup", str(tmp_path / "backup.db"))
+        assert "Not copied: table 'notes', 0 rows.\n" in output
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"REASSIGN OWNED BY {role} TO CURRENT_USER".encode())
         connection.execute(f"DROP OWNED BY {role}".encode())
