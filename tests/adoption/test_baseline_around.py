@@ -516,9 +516,10 @@ def test_check_and_adoption_agree_on_what_is_around_the_tables(
         assert (check.code, adopted.code) == (2, 2), (check, adopted)
         assert REFUSED[shape] in check.err
         assert check.err == adopted.err
-        # What was found comes first, as it does for every refusal that was foreseen.
+        # What was found comes first, if the record of migrations can be read.
         assert check.out == adopted.out
-        assert check.out.startswith("Found: ")
+        is_readable = shape != "django_migrations is another table"
+        assert check.out.startswith("Found: ") is is_readable
     else:
         assert (check.code, adopted.code) == (1, 0), (check, adopted)
     assert without(around(url), before) == before
