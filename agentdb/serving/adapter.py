@@ -687,10 +687,8 @@ class DjangoDb(KeyIssuer):
         if own is not _OWN_METHODS[method]:
             return False
         engine = self._executor.threads.engine
-        if method in queries.READ_EACH or not engine.has_server:
-            return True
-        # With an interval, a touch counts each row that it has read as touched, also one that the update then skips.
-        return engine.skips_locked and not self._touch_interval
+        can_skip = not engine.has_server or engine.skips_locked
+        return method in queries.READ_EACH or can_skip
 
     def _do_each(self, method: str, ids: list[str]) -> dict[str, Any]:
         """Return by their ids what ``method`` returns for one, without those that must be called alone.

@@ -133,6 +133,7 @@ def test_joined_touches_leave_a_locked_row_to_a_touch_of_its_own(
         set_back(db, "sessions", 4000)
         other.execute("SELECT FROM sessions WHERE id = 's' FOR UPDATE")
 
+        assert db._joins("touch_session")
         assert db._do_each("touch_session", ["s", "t"]) == {"t": True}
 
 
