@@ -550,8 +550,13 @@ def test_a_connection_that_was_closed_under_the_db_is_replaced(db: DjangoDb) -> 
 
     make_agent(db, "b")
     connections[db.alias].connection.close()
-
     assert [agent.name for agent in db.list_agents()] == ["a", "b"]
+
+    # One that Django has opened, and the Db has not seen yet.
+    connections[db.alias].close()
+    connections[db.alias].ensure_connection()
+    connections[db.alias].connection.close()
+    make_agent(db, "c")
 
 
 def test_a_server_that_sends_a_message_and_then_nothing_is_waited_for_once(

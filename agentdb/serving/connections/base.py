@@ -312,9 +312,12 @@ class Slot:
         return self._made() if self.is_open else None
 
     def _is_set_up(self) -> bool:
-        if self.wrapper.autocommit:
+        if not self.wrapper.autocommit:
+            return not self.engine.owned  # the host has switched autocommit off
+        try:
             return self.engine.is_set_up(self.wrapper)
-        return not self.engine.owned  # the host has switched autocommit off
+        except self.engine.errors:  # it is closed
+            return False
 
     def _made(self) -> Connection:
         """Return the object for the driver's connection that Django has open, from now on this slot's."""
