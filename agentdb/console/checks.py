@@ -464,9 +464,7 @@ def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]
             code = Value(check.code, TextField())
             this = check.rows(fleet).filter(pk=row.pk).order_by()
             queries.append(this.values_list(code, check.by))
-    if not queries:
-        return []
-    found = queries[0].union(*queries[1:], all=True)
+    found = queries[0].union(*queries[1:], all=True) if queries else ()
     return [asked[code].say(row, shared, fleet.now) for code, shared in found]
 
 

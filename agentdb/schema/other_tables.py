@@ -86,7 +86,6 @@ def rows_with_session(table: str) -> models.QuerySet[models.Model]:
         apps = Apps()  # a registry of its own, so that nobody finds the model
         app_label = "other_tables"
         db_table = quote_name(table)
-        managed = False
 
     attributes = {
         "__module__": __name__,

@@ -7,12 +7,14 @@ import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
+from agentdb.adoption.report import dump_command
 from agentdb.conf import database_from_url, server_name
 from tests.helpers.baseline_runs import (
     TABLES,
@@ -448,6 +450,29 @@ def test_postgresql_is_told_the_dump_command_without_a_password(
         r"  pg_dump --format=custom --file=(agentdb_test_\w+)\.dump (--host=\S+ )?(--port=\d+ )?(--username=\w+ )?"
         r"--dbname=\1",
         line,
+    )
+
+
+@pytest.mark.parametrize("place", ["settings", "options"])
+def test_the_dump_command_takes_host_port_and_user_from_where_they_are(
+    place: str,
+) -> None:
+    there = {"host": "db.example", "port": "5433", "user": "ash"}
+    settings: dict[str, Any] = {
+        "NAME": "agents",
+        "HOST": "",
+        "PORT": "",
+        "USER": "",
+        "OPTIONS": {},
+    }
+    if place == "settings":
+        settings |= {name.upper(): value for name, value in there.items()}
+    else:
+        settings["OPTIONS"] = there
+
+    connection: Any = SimpleNamespace(settings_dict=settings)
+    assert dump_command(connection) == (
+        "pg_dump --format=custom --file=agents.dump --host=db.example --port=5433 --username=ash --dbname=agents"
     )
 
 

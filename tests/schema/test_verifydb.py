@@ -90,6 +90,25 @@ def test_drift_is_a_line_each_and_exit_code_1(url):
     ]
 
 
+def test_a_missing_column_takes_the_indexes_whose_condition_reads_it_along(url):
+    change(
+        url,
+        "DROP INDEX idx_sandboxes_session",
+        "DROP INDEX idx_sandboxes_pool",
+        "ALTER TABLE sandboxes DROP COLUMN session_id",
+    )
+
+    code, lines = verifydb(url)
+
+    assert code == 1
+    assert (
+        lines[0]
+        == "Column sandboxes.session_id is missing, and with it index idx_sandboxes_session and index "
+        "idx_sandboxes_pool."
+    )
+    assert len(lines) == 2
+
+
 def test_what_is_not_agentdbs_is_a_note_and_no_drift(url):
     change(
         url,

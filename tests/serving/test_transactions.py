@@ -789,3 +789,17 @@ def test_a_transaction_leaves_the_hosts_isolation_level_as_it_was(
     with pytest.raises(Stop):
         db.run_transaction(fail)
     assert level() == before
+
+
+def test_after_a_reset_the_next_block_of_the_host_is_a_whole_transaction() -> None:
+    # In memory the connection stays; Django forgets an old one's blocks as it opens another.
+    with agentdb.connect("sqlite://:memory:", migrate=True) as db:
+        transaction.atomic(using=db.alias).__enter__()
+        transaction.atomic(using=db.alias).__enter__()  # a savepoint
+        db._executor.threads.slot().reset()
+
+        with transaction.atomic(using=db.alias):
+            make_session(db, "s1")
+
+        assert not connections[db.alias].connection.in_transaction
+        assert db.get_session("s1") is not None
