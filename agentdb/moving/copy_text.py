@@ -132,7 +132,8 @@ def _values(line: str) -> Row:
 def _unescaped(value: str) -> str | None:
     if value == "\\N":
         return None
-    return re.sub(r"\\.", lambda found: _PLAIN[found[0]], value)
+    # NULL within a value is the byte that stands for it, in a text of a SQLite file that is not UTF-8.
+    return re.sub(r"\\.", lambda found: _PLAIN.get(found[0], "\udcff"), value)
 
 
 def row_id(row: Row) -> str:

@@ -262,6 +262,24 @@ def test_verify_names_the_table_that_differs_and_copies_nothing(
     assert contents(target) == before
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_verify_names_a_value_with_bytes_that_no_text_has(
+    url: str, make_url: MakeUrl, engine: str
+) -> None:
+    fill(url)
+    target = make_url("sqlite")
+    copydb(url, target)
+    execute(target, "UPDATE agents SET path = CAST(x'2fff61' AS TEXT)")
+    out = io.StringIO()
+
+    with pytest.raises(SystemExit):
+        call_command("copydb", url, target, "--verify", stdout=out)
+
+    assert (
+        r"path is '/srv/2' in the source, '/\udcffa' in the target." in out.getvalue()
+    )
+
+
 def test_verify_names_rows_that_one_side_lacks_between_rows_of_both(
     url: str, make_url: MakeUrl
 ) -> None:
