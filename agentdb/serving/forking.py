@@ -13,6 +13,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from agentdb.schema.inspection import sqlite_path
 from agentdb.serving.connections.base import Slot, left_to_the_parent
 from agentdb.serving.connections.sqlite import inherited
 
@@ -138,15 +139,14 @@ class Forking:
         self.after_in_parent()
 
     def _is_known_file(self, wrapper: BaseDatabaseWrapper) -> bool:
-        return wrapper.settings_dict["NAME"] in self._files and _is_file(wrapper)
-
-
-def _is_file(wrapper: BaseDatabaseWrapper) -> bool:
-    return wrapper.vendor == "sqlite" and not wrapper.is_in_memory_db()  # type: ignore[attr-defined]
+        return (
+            wrapper.settings_dict["NAME"] in self._files
+            and sqlite_path(wrapper) is not None
+        )
 
 
 def _remember(connection: BaseDatabaseWrapper, **_: Any) -> None:
-    if _is_file(connection):
+    if sqlite_path(connection) is not None:
         _wrappers.add(connection)
 
 
@@ -172,8 +172,6 @@ def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
     """
     raw: Any = wrapper.connection
     wrapper.connection = None
-    if not _is_file(wrapper):
-        return
     left_to_the_parent.append(raw)
 
     def close() -> None:

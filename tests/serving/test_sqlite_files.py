@@ -84,6 +84,16 @@ def test_a_database_is_in_memory_only_if_sqlite_takes_it_for_that(
     assert inspection.sqlite_path(connection) == (path and Path(path))
 
 
+def test_a_file_in_a_folder_with_an_odd_name_is_a_file(tmp_path: Path):
+    path = tmp_path / "mode=memory" / "a.db"
+    path.parent.mkdir()
+    with connect(f"sqlite:///{path}", migrate=True) as db:
+        db.insert_session("s1", "a", "sb")
+        path.rename(path.with_name("b.db"))
+        with pytest.raises(DatabaseUnavailableError, match="was removed or moved"):
+            db.insert_session("s2", "a", "sb")
+
+
 @pytest.mark.parametrize(
     "kind",
     ["nfs", "nfs4", "cifs", "9p", "virtiofs", "fuse.sshfs", "fuse", "fuseblk", "smb3"],

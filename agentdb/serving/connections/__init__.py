@@ -6,6 +6,7 @@ from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError, DatabaseUnavailableError
+from agentdb.schema.inspection import sqlite_path
 from agentdb.serving.connections.base import Engine
 from agentdb.serving.connections.sqlite import SqliteEngine
 from agentdb.serving.host import cannot_load
@@ -28,7 +29,12 @@ def engine_of(
             "Leave it out of its entry of DATABASES, and use transaction.atomic()."
         )
     if wrapper.vendor == "sqlite":
-        return SqliteEngine(wrapper.settings_dict, owned=owned, creates=creates)
+        return SqliteEngine(
+            wrapper.settings_dict,
+            owned=owned,
+            creates=creates,
+            in_memory=sqlite_path(wrapper) is None,
+        )
     if wrapper.vendor in ("postgresql", "cockroachdb"):
         try:
             from agentdb.serving.connections.postgresql import PostgresEngine

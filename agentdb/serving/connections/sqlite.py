@@ -112,13 +112,14 @@ class SqliteEngine(Engine):
         *,
         owned: bool = False,
         creates: bool = False,
+        in_memory: bool,
     ) -> None:
         super().__init__(settings_dict, owned=owned)
         self.place: Place | None = None  # when a connection last opened it
         self._creates = creates
         self.turns: Turns | None = None
-        self.is_in_memory = self.name == ":memory:" or "mode=memory" in self.name
-        if not self.is_in_memory:
+        self.is_in_memory = in_memory
+        if not in_memory:
             self.turns = turns_of(self.name)
         options = self.settings["OPTIONS"]
         self.busy_seconds: float = options.get("timeout", 5.0)
@@ -149,7 +150,7 @@ class SqliteEngine(Engine):
         Raises ``DatabaseUnavailableError`` if the file is not the one that was open before, and ``AgentDbError`` if a
         fork left it open.
         """
-        if wrapper.is_in_memory_db() or self.name.startswith("file:"):  # type: ignore[attr-defined]
+        if self.is_in_memory or self.name.startswith("file:"):
             yield
             return
         self._refuse_displaced()
@@ -226,7 +227,7 @@ class SqliteConnection(Connection):
         super().__init__(engine, wrapper)
         # A proxy passes for the driver's class with isinstance().
         self.is_traced = not issubclass(type(self.raw), sqlite3.Connection)
-        self._is_file = not wrapper.is_in_memory_db()  # type: ignore[attr-defined]
+        self._is_file = not engine.is_in_memory
         self._path = os.path.abspath(engine.name)  # the program may change its folder
         self._real = os.path.realpath(self._path)
         # The log and its index are noted at a look, because SQLite may make them later.
