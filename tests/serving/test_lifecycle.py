@@ -39,7 +39,7 @@ from agentdb import (
 )
 from agentdb.conf import database_from_url, server_name
 from agentdb.serving.connections import postgresql
-from agentdb.serving.connections.postgresql import CallTimeout, PostgresEngine
+from agentdb.serving.connections.postgresql import PostgresEngine
 from agentdb.serving.opening import temporary_alias
 from tests.conftest import ENGINE_NAMES
 from tests.helpers.factories import execute, make_agent, make_sandbox, make_session
@@ -560,25 +560,26 @@ def test_a_connection_that_was_closed_under_the_db_is_replaced(db: DjangoDb) -> 
 
 
 def test_a_server_that_sends_a_message_and_then_nothing_is_waited_for_once(
-    postgres_db: tuple[DjangoDb, str], monkeypatch: pytest.MonkeyPatch
+    relay: tuple[Relay, str],
+    postgres_url_migrated: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    db, url = postgres_db
-    make_agent(db, "before")
-    with connections[db.alias].cursor() as cursor:
-        cursor.execute("LISTEN news")
-    execute(url, "NOTIFY news")
-    connection: Any = db._executor.threads.slot()._connection
-    _wait_until(connection._is_readable)
+    middle, url = relay
+    caplog.set_level("INFO", "agentdb")
+    with agentdb.connect(url) as db:
+        make_agent(db, "before")
+        with connections[db.alias].cursor() as cursor:
+            cursor.execute("LISTEN news")
+        execute(postgres_url_migrated, "NOTIFY news")
+        connection: Any = db._executor.threads.slot()._connection
+        _wait_until(connection._is_readable)
+        set_call_timeout(db, 1)
+        middle.silent.set()
 
-    def say_nothing(*_: object, **__: object) -> None:
-        raise CallTimeout("no answer in time")
+        with pytest.raises(DatabaseUnavailableError, match=_SILENCE):
+            make_agent(db, "after")
 
-    monkeypatch.setattr(connection.raw, "execute", say_nothing)
-    with pytest.raises(DatabaseUnavailableError, match="no answer in time"):
-        make_agent(db, "after")
-
-    make_agent(db, "later")
-    assert [agent.name for agent in db.list_agents()] == ["before", "later"]
+    assert "opening another" not in caplog.text
 
 
 def test_a_connection_that_got_a_message_of_the_server_is_kept(
