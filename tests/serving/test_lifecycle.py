@@ -561,23 +561,24 @@ def test_a_connection_that_was_closed_under_the_db_is_replaced(db: DjangoDb) -> 
 
 def test_a_server_that_sends_a_message_and_then_nothing_is_waited_for_once(
     relay: tuple[Relay, str],
+    hosts: MakeHosts,
     postgres_url_migrated: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     middle, url = relay
     caplog.set_level("INFO", "agentdb")
-    with agentdb.connect(url) as db:
-        make_agent(db, "before")
-        with connections[db.alias].cursor() as cursor:
-            cursor.execute("LISTEN news")
-        execute(postgres_url_migrated, "NOTIFY news")
-        connection: Any = db._executor.threads.slot()._connection
-        _wait_until(connection._is_readable)
-        set_call_timeout(db, 1)
-        middle.silent.set()
+    # On agentdb's own connections every wait is limited; here each call has to limit its waits.
+    db = DjangoDb(hosts(None, f"{url}?call_timeout=1"))
+    make_agent(db, "before")
+    with connections[db.alias].cursor() as cursor:
+        cursor.execute("LISTEN news")
+    execute(postgres_url_migrated, "NOTIFY news")
+    connection: Any = db._executor.threads.slot()._connection
+    _wait_until(connection._is_readable)
+    middle.silent.set()
 
-        with pytest.raises(DatabaseUnavailableError, match=_SILENCE):
-            make_agent(db, "after")
+    with pytest.raises(DatabaseUnavailableError, match=_SILENCE):
+        make_agent(db, "after")
 
     assert "opening another" not in caplog.text
 
