@@ -39,7 +39,7 @@ from agentdb import (
 )
 from agentdb.conf import database_from_url, server_name
 from agentdb.serving.connections import postgresql
-from agentdb.serving.connections.postgresql import PostgresEngine
+from agentdb.serving.connections.postgresql import CallCancelled, PostgresEngine
 from agentdb.serving.opening import temporary_alias
 from tests.conftest import ENGINE_NAMES
 from tests.helpers.factories import execute, make_agent, make_sandbox, make_session
@@ -581,6 +581,22 @@ def test_a_server_that_sends_a_message_and_then_nothing_is_waited_for_once(
         make_agent(db, "after")
 
     assert "opening another" not in caplog.text
+
+
+def test_the_opening_of_a_hosts_connection_has_a_limit_without_call_timeout(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
+    """As behind a pooler, which lets anybody in, and has no server for Django's first query."""
+    _, url = postgres_db
+    with temporary_alias(url) as alias:
+        wrapper = connections[alias]
+        engine = PostgresEngine(
+            {**wrapper.settings_dict, "AGENTDB": {}}, owned=False, vendor="postgresql"
+        )
+        with engine.opening(wrapper, 0.2):
+            wrapper.ensure_connection()
+            with pytest.raises(CallCancelled, match="^no answer within 0.2 seconds$"):
+                wrapper.connection.execute("SELECT pg_sleep(60)")
 
 
 def test_a_connection_that_got_a_message_of_the_server_is_kept(

@@ -86,14 +86,13 @@ class PostgresEngine(Engine):
             and raw.pgconn.transaction_status == _IDLE
         )
 
-    def silence(self) -> str:
-        """Log that the server did not answer in time, and return the reason for an error."""
-        logger.warning(
-            "%s did not answer within call_timeout=%g seconds.",
-            self.describe(),
-            self.call_timeout,
-        )
-        return f"no answer within call_timeout={self.call_timeout:g} seconds"
+    def silence(self, seconds: float) -> str:
+        """Log that the server did not answer within so many, and return the reason for an error."""
+        limit = f"{seconds:.1f} seconds"
+        if self.call_timeout is not None:
+            limit = f"call_timeout={self.call_timeout:g} seconds"
+        logger.warning("%s did not answer within %s.", self.describe(), limit)
+        return f"no answer within {limit}"
 
     @contextmanager
     def opening(
@@ -198,7 +197,7 @@ class _Limit:
             pass
         # Ask the server to stop: it then answers with an error, and connection and locks are in a known state. Only a
         # server that does not answer that either loses the connection, and the outcome is unknown.
-        silence = self._engine.silence()
+        silence = self._engine.silence(self._seconds)
         cancel(self._raw)
         ends = time.monotonic() + _ANSWER_SECONDS
         rest = _until(waits, ends, _NOTHING_READY)
