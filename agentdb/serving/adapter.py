@@ -81,7 +81,7 @@ class DjangoDb(KeyIssuer):
         self._hashes = KeyHashes(key_secret)
         self._executor = _executor or Executor(Threads(alias))
         own = connections.settings[alias].get("AGENTDB", {})
-        self._touch_interval = timedelta(seconds=own.get("touch_interval", 0))
+        self._touch_interval = timedelta(seconds=own.get("touch_interval") or 0)
         self._relaxed_touches: bool = own.get("touch_durability") == "relaxed"
 
     def __repr__(self) -> str:

@@ -180,6 +180,17 @@ def test_without_an_interval_each_touch_is_written(empty_url: str):
         assert version(db, "sessions") != before
 
 
+def test_an_interval_of_none_is_no_interval(empty_url: str):
+    """As a project's settings may have it."""
+    with agentdb.connect(empty_url, migrate=True) as db:
+        connections[db.alias].settings_dict["AGENTDB"]["touch_interval"] = None
+        hosts = DjangoDb(db.alias)
+        hosts.insert_session("s1", "a", "sb")
+
+        assert hosts.touch_session("s1") is True
+
+
+
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(
     empty_url: str, engine: str
