@@ -190,7 +190,6 @@ def test_an_interval_of_none_is_no_interval(empty_url: str):
         assert hosts.touch_session("s1") is True
 
 
-
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_relaxed_touches_alone_commit_without_waiting_for_the_disk(
     empty_url: str, engine: str
