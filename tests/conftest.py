@@ -73,6 +73,12 @@ def pytest_collection_modifyitems(
         items[:] = [item for item in items if item not in set(others)]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    # Tests wait for servers, locks and browsers about half of their time.
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_configure() -> None:
     # In the background of a shell script Ctrl-C is ignored, and what the tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
