@@ -201,8 +201,8 @@ class _OneOf(Exact):
 class OneOfRows(_OneOf):
     """Whether a column is one of a subquery's values.
 
-    PostgreSQL collects the values in an array. It so does not read the whole table, as it may for ``IN (SELECT …)``
-    before the first ANALYZE.
+    PostgreSQL collects the values in an array, so that it does not read the whole table, as it may for
+    ``IN (SELECT …)`` before the first ANALYZE.
     """
 
     templates = {

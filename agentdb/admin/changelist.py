@@ -116,9 +116,7 @@ class RowList(ChangeList):
     total: Figure | None = None  # rows on all pages; None if counting took too long
     is_cut_off = False  # not all rows were searched
     is_first: bool  # the page
-    end: str | None = (
-        None  # the place after which the next page begins, if there is one
-    )
+    end: str | None = None  # the place after which the next page begins, if any
     problems: list[Problem]  # what could not be read
     sentences: list[str]  # what the address means, where that is not what it says
 

@@ -32,6 +32,7 @@ from agentdb.schema import read_tables
 from agentdb.schema.inspection import (
     check_sqlite_file,
     inspecting,
+    kept_commands,
     sqlite_path,
     translated_errors,
     unless_changed,
@@ -199,13 +200,11 @@ def _one_connection(connection: BaseDatabaseWrapper) -> Iterator[None]:
     connection.close()
     before = connection.settings_dict["OPTIONS"]
     if connection.vendor == "sqlite":
-        commands = before.get("init_command", "").split(";")
-        kept = [one for one in commands if "journal_mode" not in one.lower()]
         connection.settings_dict["OPTIONS"] = {
             **before,
             # Ids are random, so each row's place in the new key is on another page; the default 2 MiB cache few of
             # them.
-            "init_command": ";".join([*kept, _LARGE_CACHE]),
+            "init_command": ";".join([*kept_commands(connection), _LARGE_CACHE]),
             # The write lock now: a deferred transaction takes it at its first write, and fails there if another
             # program wrote after its first read.
             "transaction_mode": "IMMEDIATE",

@@ -137,6 +137,12 @@ def sqlite_path(connection: BaseDatabaseWrapper) -> Path | None:
     return None if name == ":memory:" else Path(name)
 
 
+def kept_commands(connection: BaseDatabaseWrapper) -> list[str]:
+    """Return the ``init_command`` of a SQLite database in parts, without those that would switch its journal mode."""
+    commands = connection.settings_dict["OPTIONS"].get("init_command", "").split(";")
+    return [command for command in commands if "journal_mode" not in command.lower()]
+
+
 def check_sqlite_file(path: Path) -> None:
     """Raise ``DatabaseUnavailableError`` unless the path is a readable, whole SQLite database or an empty file."""
     # Not the methods of Path: before Python 3.13 they raise an error in a folder that this user may not enter.

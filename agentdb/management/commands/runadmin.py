@@ -18,7 +18,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 import agentdb
 from agentdb.adoption.shapes import unadopted
 from agentdb.management.database_command import DatabaseCommand
-from agentdb.schema.inspection import inspecting, sqlite_path, translated_errors
+from agentdb.schema.inspection import (
+    inspecting,
+    kept_commands,
+    sqlite_path,
+    translated_errors,
+)
 from agentdb.schema.migration_record import pending_migrations
 from agentdb.wording import counted
 
@@ -171,10 +176,7 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
             asked = _CONNECT_SECONDS
         options["connect_timeout"] = asked
         return settings
-    # The file keeps its journal mode.
-    commands = options.get("init_command", "").split(";")
-    kept = [command for command in commands if "journal_mode" not in command.lower()]
-    options["init_command"] = ";".join(kept)
+    options["init_command"] = ";".join(kept_commands(connection))
     options["timeout"] = _LOCK_SECONDS
     # BEGIN IMMEDIATE, as agentdb's settings say, asks for the write lock, which a read-only file refuses.
     if read_only:
