@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import psycopg
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 
 import agentdb
 from agentdb.serving import queries
+from agentdb.serving.opening import temporary_alias
 
 _SETTINGS = ("enable_sort", "enable_incremental_sort", "jit")
 
@@ -42,10 +45,28 @@ def test_a_connection_that_a_pooler_may_hand_on_keeps_its_settings(postgres):
 
 
 def test_the_connections_of_a_host_keep_their_settings(postgres):
-    with agentdb.connect(postgres) as owner, agentdb.DjangoDb(owner.alias) as db:
-        connections[owner.alias].close()
-
+    with temporary_alias(postgres) as alias, agentdb.DjangoDb(alias) as db:
         assert _settings(db)["enable_sort"] == "on"
+
+
+def test_a_transaction_of_own_models_in_a_new_thread_takes_no_setting_along(postgres):
+    """Django opens the connection, and the set-up must not be in the transaction that it then begins."""
+
+    def roll_back(db: agentdb.DjangoDb) -> tuple[str, dict[str, str]]:
+        with suppress(ZeroDivisionError), transaction.atomic(db.alias):
+            with connections[db.alias].cursor() as cursor:
+                cursor.execute("SHOW transaction_isolation")
+                isolation = cursor.fetchone()[0]
+            db.count_sandboxes()
+            raise ZeroDivisionError
+        return isolation, _settings(db)
+
+    url = f"{postgres}{'&' if '?' in postgres else '?'}isolation=serializable"
+    with agentdb.connect(url) as db, ThreadPoolExecutor(1) as thread:
+        isolation, settings = thread.submit(roll_back, db).result()
+
+    assert isolation == "serializable"
+    assert settings == dict.fromkeys(_SETTINGS, "off")
 
 
 def test_idle_sandboxes_are_found_by_index_where_waiting_and_unused_ones_are_many(

@@ -256,8 +256,8 @@ class Slot:
 
         Raises ``DatabaseUnavailableError`` if the server does not answer on it.
         """
-        connection = self._connection
-        if connection is None or connection.raw is not self.wrapper.connection:
+        connection = self.current()
+        if connection is None:
             return self._adopted()
         # Not clean: a transaction was left open, for example by a signal handler's exception between BEGIN and the
         # note in the wrapper. Nobody waits for it any more, so it is rolled back by closing.
@@ -272,14 +272,11 @@ class Slot:
 
     def open_in_block(self) -> Connection:
         """Return the connection of the open transaction."""
-        connection = self._connection
-        if connection is None or connection.raw is not self.wrapper.connection:
-            if self.wrapper.connection is None:
-                raise AgentDbError(
-                    "The transaction's connection is closed; it can only be rolled back."
-                )
-            connection = self._made()  # Django has opened it
-        return connection
+        if not self.is_open:
+            raise AgentDbError(
+                "The transaction's connection is closed; it can only be rolled back."
+            )
+        return self.current() or self.take_over()  # a host's, which Django has opened
 
     def _look(self, connection: Connection) -> None:
         """Raise if the file is no longer the one at the path, and drop the connection to it."""
@@ -309,7 +306,7 @@ class Slot:
         # committed.
         if self.is_open and not self._is_set_up():
             self.reset()
-        return self._made() if self.is_open else None
+        return self.take_over() if self.is_open else None
 
     def _is_set_up(self) -> bool:
         if not self.wrapper.autocommit:
@@ -319,8 +316,15 @@ class Slot:
         except self.engine.errors:  # it is closed
             return False
 
-    def _made(self) -> Connection:
-        """Return the object for the driver's connection that Django has open, from now on this slot's."""
+    def current(self) -> Connection | None:
+        """Return the object for the driver's connection that Django has open, if there is one."""
+        connection = self._connection
+        if connection is None or connection.raw is not self.wrapper.connection:
+            return None
+        return connection
+
+    def take_over(self) -> Connection:
+        """Return a new object for the driver's connection that Django has open, from now on this slot's."""
         connection = self.engine.connection(self.wrapper)
         if not self.prepares:
             connection.prepare_nothing()
@@ -338,7 +342,7 @@ class Slot:
                 room = self.room(self)
             with room, self.engine.opening(self.wrapper, limit):
                 self.wrapper.ensure_connection()
-                return self._made()
+                return self.current() or self.take_over()
         except BaseException as error:
             # Includes an exception between two steps of Django's connect(), which would leave autocommit off.
             self.discard()
@@ -395,9 +399,9 @@ class Slot:
             # Django opens a new connection after the transaction has ended, not in the middle of it.
             wrapper.closed_in_transaction = True
             wrapper.needs_rollback = True
-        connection = self._connection
+        connection = self.current()
         close = raw.close
-        if connection is not None and connection.raw is raw:
+        if connection is not None:
             # Ours also cancels a running statement, which would otherwise hold its locks until the server notices.
             close = connection.close
         with suppress(*self.engine.errors):
@@ -410,12 +414,8 @@ class Slot:
 
     def interrupted(self) -> None:
         """After an exception that is not the driver's: leave no running statement to the next caller."""
-        connection = self._connection
-        if (
-            connection is not None
-            and connection.raw is self.wrapper.connection
-            and connection.is_broken_off()
-        ):
+        connection = self.current()
+        if connection is not None and connection.is_broken_off():
             self.discard()
 
     def fault(self, error: BaseException, *, writing: bool) -> Fault:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import weakref
 from contextlib import suppress
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 from agentdb.errors import (
     AgentDbError,
@@ -102,6 +104,8 @@ class Threads:
             wrapper.inc_thread_sharing()
         file = None if self.engine.has_server else own["NAME"]
         forking.include(self, file)
+        if owned:
+            connection_created.connect(self._opened)
 
     # -- of the calling thread
 
@@ -117,6 +121,15 @@ class Threads:
             with forking.opening:
                 slot = self._local.slot = self._new_slot()
         return slot
+
+    def _opened(self, connection: BaseDatabaseWrapper, **_: Any) -> None:
+        """Set up a connection as soon as Django opens it: own models can open one too, with a transaction.
+
+        Settings that are made inside a transaction end with it when it rolls back.
+        """
+        is_ours = connection.settings_dict is self.engine.settings
+        if is_ours and not self.closed:
+            self.slot().take_over()
 
     @property
     def in_transaction(self) -> bool:
