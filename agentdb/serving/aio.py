@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import threading
 import weakref
@@ -12,11 +13,8 @@ from dataclasses import dataclass
 from functools import wraps
 from types import TracebackType
 from typing import (
-    TYPE_CHECKING,
     Any,
     Concatenate,
-    Final,
-    NamedTuple,
     ParamSpec,
     Self,
     TypeVar,
@@ -27,12 +25,8 @@ from typing import (
 from agentdb.errors import DatabaseClosedError, InvalidInputError
 from agentdb.inputs import check_tenant, identifier
 from agentdb.interface import Db
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from agentdb.serving.coroutines import CoroutineTransaction
-    from agentdb.serving.workers import Job
+from agentdb.serving.coroutines import CoroutineTransaction, PlainTransaction
+from agentdb.serving.workers import Job, Workers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,12 +34,10 @@ R = TypeVar("R")
 DEFAULT_MAX_WORKERS = 8
 _MAX_TRANSACTIONS = 100_000  # no limit: a transaction that waited for a thread could block those it waits for
 
-_CLOSED = "The AsyncDb is closed. Open another one with agentdb.connect_async()."
 _INSIDE = (
     "A transaction of this AsyncDb is open here, and this call would not be part of it. Inside the function given to "
     "run_transaction(), call its argument."
 )
-_VIEW_CLOSED = "The view of a tenant is closed. Make another one with for_tenant()."
 
 
 @dataclass(slots=True)
@@ -66,7 +58,8 @@ class _Call:
         return self.do(db)
 
 
-class _Together(NamedTuple):
+@dataclass(slots=True)
+class _Together:
     """Makes several calls of one method at once; equal ones may be joined."""
 
     around: AsyncDb
@@ -115,7 +108,7 @@ def _in_thread(
             is_alone = len(args) + len(kwargs) == 1
             if is_alone and len(made.keys) == 1:
                 made.method = name
-        result: R = await self._run(made)
+        result: R = await self._job(made).start()
         return result
 
     return call
@@ -143,15 +136,17 @@ class AsyncDb:
     not begun never runs.
     """
 
-    def __init__(self, db: Db, *, max_workers: int = DEFAULT_MAX_WORKERS) -> None:
-        from agentdb.serving.workers import Job, Workers
+    _open: Callable[[], Db]
+    _closed = False
+    _closed_text = (
+        "The AsyncDb is closed. Open another one with agentdb.connect_async()."
+    )
 
+    def __init__(self, db: Db, *, max_workers: int = DEFAULT_MAX_WORKERS) -> None:
         if type(max_workers) is not int or max_workers < 1:
             raise InvalidInputError(
                 f"max_workers must be a whole number from 1, not {max_workers!r}."
             )
-        # So that no call needs the import, which asyncio's users alone pay for.
-        self._new_job = Job
         self._workers = Workers(max_workers)
         # Each transaction of a coroutine function has a thread of its own: it waits for the function's calls, and
         # whatever the function awaits in between may need all of the others.
@@ -160,12 +155,10 @@ class AsyncDb:
         for workers in (self._workers, self._transactions):
             weakref.finalize(self, workers.dismiss)
         self._db: Db | None = db
-        self._open: Callable[[], Db] = lambda: db
+        self._open = lambda: db
         self._opening = threading.Lock()
         self._tries = 0  # the number of failed attempts to open
         self._failure: BaseException | None = None
-        self._closed = False
-        self._closing: asyncio.Future[None] | None = None
 
     @classmethod
     def opening(
@@ -185,7 +178,7 @@ class AsyncDb:
 
     async def __aenter__(self) -> Self:
         opened = _Call(lambda db: None)
-        await self._run(opened)
+        await self._job(opened).start()
         return self
 
     async def __aexit__(
@@ -198,8 +191,7 @@ class AsyncDb:
 
     def _job(self, call: _Call) -> Job:
         """Return a job that makes the call."""
-        if self._closed:
-            raise DatabaseClosedError(_CLOSED)
+        self._check_open()
         self._refuse_inside()
         workers = self._workers
         if call.apart:
@@ -211,7 +203,7 @@ class AsyncDb:
         # A call that waits for others in the engine gains most if it becomes one with them. Reads of a file, and of a
         # Db in this process, take turns at the interpreter anyway.
         is_local_read = call.reads and not getattr(self._db, "_has_server", False)
-        return self._new_job(
+        return Job(
             lambda: self._call(call, tries),
             workers.outbox(),
             workers.submit,
@@ -227,10 +219,9 @@ class AsyncDb:
         joins = getattr(type(self._db), "_joins", None)
         return joins is not None and bool(joins(self._db, method))
 
-    async def _run(self, call: _Call) -> Any:
-        """Make the call in a thread, and return its result."""
-        job = self._job(call)
-        return await job.start()
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DatabaseClosedError(self._closed_text)
 
     @property
     def _source(self) -> AsyncDb:
@@ -274,57 +265,56 @@ class AsyncDb:
                 raise
             return self._db
 
-    upsert_agent: Final = _in_thread(Db.upsert_agent)
-    get_agent: Final = _in_thread(Db.get_agent)
-    list_agents: Final = _in_thread(Db.list_agents)
-    delete_agent: Final = _in_thread(Db.delete_agent)
-    insert_session: Final = _in_thread(Db.insert_session)
-    update_session_status: Final = _in_thread(Db.update_session_status)
-    update_session_sandbox: Final = _in_thread(Db.update_session_sandbox)
-    update_session_runner: Final = _in_thread(Db.update_session_runner)
-    get_session: Final = _in_thread(Db.get_session)
-    list_sessions: Final = _in_thread(Db.list_sessions)
-    list_sessions_by_runner: Final = _in_thread(Db.list_sessions_by_runner)
-    count_sessions: Final = _in_thread(Db.count_sessions)
-    claim_session: Final = _in_thread(Db.claim_session)
-    get_silent_sessions: Final = _in_thread(Db.get_silent_sessions)
-    touch_session: Final = _in_thread(Db.touch_session)
-    touch_sessions: Final = _in_thread(Db.touch_sessions)
-    delete_session: Final = _in_thread(Db.delete_session)
-    insert_sandbox: Final = _in_thread(Db.insert_sandbox)
-    update_sandbox_state: Final = _in_thread(Db.update_sandbox_state)
-    update_sandbox_session: Final = _in_thread(Db.update_sandbox_session)
-    touch_sandbox: Final = _in_thread(Db.touch_sandbox)
-    touch_sandboxes: Final = _in_thread(Db.touch_sandboxes)
-    get_sandbox: Final = _in_thread(Db.get_sandbox)
-    list_sandboxes: Final = _in_thread(Db.list_sandboxes)
-    list_sandboxes_by_runner: Final = _in_thread(Db.list_sandboxes_by_runner)
-    count_sandboxes: Final = _in_thread(Db.count_sandboxes)
-    claim_warm_sandbox: Final = _in_thread(Db.claim_warm_sandbox)
-    get_best_eviction_candidate: Final = _in_thread(Db.get_best_eviction_candidate)
-    claim_eviction_candidate: Final = _in_thread(Db.claim_eviction_candidate)
-    get_idle_sandboxes: Final = _in_thread(Db.get_idle_sandboxes)
-    get_cold_sandboxes: Final = _in_thread(Db.get_cold_sandboxes)
-    delete_sandbox: Final = _in_thread(Db.delete_sandbox)
-    mark_all_sandboxes_cold: Final = _in_thread(Db.mark_all_sandboxes_cold)
-    mark_sandboxes_cold_by_runner: Final = _in_thread(Db.mark_sandboxes_cold_by_runner)
-    bulk_pause_sessions_by_runner: Final = _in_thread(Db.bulk_pause_sessions_by_runner)
-    bulk_pause_active_sessions: Final = _in_thread(Db.bulk_pause_active_sessions)
-    get_api_key_by_hash: Final = _in_thread(Db.get_api_key_by_hash)
-    insert_api_key: Final = _in_thread(Db.insert_api_key)
-    list_api_keys_by_tenant: Final = _in_thread(Db.list_api_keys_by_tenant)
-    delete_api_key: Final = _in_thread(Db.delete_api_key)
-    issue_api_key: Final = _in_thread(Db.issue_api_key)
-    authenticate: Final = _in_thread(Db.authenticate)
-    prune_sessions: Final = _in_thread(Db.prune_sessions)
-    health: Final = _in_thread(Db.health)
+    upsert_agent = _in_thread(Db.upsert_agent)
+    get_agent = _in_thread(Db.get_agent)
+    list_agents = _in_thread(Db.list_agents)
+    delete_agent = _in_thread(Db.delete_agent)
+    insert_session = _in_thread(Db.insert_session)
+    update_session_status = _in_thread(Db.update_session_status)
+    update_session_sandbox = _in_thread(Db.update_session_sandbox)
+    update_session_runner = _in_thread(Db.update_session_runner)
+    get_session = _in_thread(Db.get_session)
+    list_sessions = _in_thread(Db.list_sessions)
+    list_sessions_by_runner = _in_thread(Db.list_sessions_by_runner)
+    count_sessions = _in_thread(Db.count_sessions)
+    claim_session = _in_thread(Db.claim_session)
+    get_silent_sessions = _in_thread(Db.get_silent_sessions)
+    touch_session = _in_thread(Db.touch_session)
+    touch_sessions = _in_thread(Db.touch_sessions)
+    delete_session = _in_thread(Db.delete_session)
+    insert_sandbox = _in_thread(Db.insert_sandbox)
+    update_sandbox_state = _in_thread(Db.update_sandbox_state)
+    update_sandbox_session = _in_thread(Db.update_sandbox_session)
+    touch_sandbox = _in_thread(Db.touch_sandbox)
+    touch_sandboxes = _in_thread(Db.touch_sandboxes)
+    get_sandbox = _in_thread(Db.get_sandbox)
+    list_sandboxes = _in_thread(Db.list_sandboxes)
+    list_sandboxes_by_runner = _in_thread(Db.list_sandboxes_by_runner)
+    count_sandboxes = _in_thread(Db.count_sandboxes)
+    claim_warm_sandbox = _in_thread(Db.claim_warm_sandbox)
+    get_best_eviction_candidate = _in_thread(Db.get_best_eviction_candidate)
+    claim_eviction_candidate = _in_thread(Db.claim_eviction_candidate)
+    get_idle_sandboxes = _in_thread(Db.get_idle_sandboxes)
+    get_cold_sandboxes = _in_thread(Db.get_cold_sandboxes)
+    delete_sandbox = _in_thread(Db.delete_sandbox)
+    mark_all_sandboxes_cold = _in_thread(Db.mark_all_sandboxes_cold)
+    mark_sandboxes_cold_by_runner = _in_thread(Db.mark_sandboxes_cold_by_runner)
+    bulk_pause_sessions_by_runner = _in_thread(Db.bulk_pause_sessions_by_runner)
+    bulk_pause_active_sessions = _in_thread(Db.bulk_pause_active_sessions)
+    get_api_key_by_hash = _in_thread(Db.get_api_key_by_hash)
+    insert_api_key = _in_thread(Db.insert_api_key)
+    list_api_keys_by_tenant = _in_thread(Db.list_api_keys_by_tenant)
+    delete_api_key = _in_thread(Db.delete_api_key)
+    issue_api_key = _in_thread(Db.issue_api_key)
+    authenticate = _in_thread(Db.authenticate)
+    prune_sessions = _in_thread(Db.prune_sessions)
+    health = _in_thread(Db.health)
 
     def for_tenant(self, tenant_id: str) -> AsyncDb:
         """Return a view of that tenant's rows only, on the same threads; see ``Db.for_tenant()``."""
-        if self._closed:
-            raise DatabaseClosedError(_CLOSED)
-        tenant_id = identifier("Tenant id", tenant_id)
-        return _TenantView(self, tenant_id)
+        self._check_open()
+        named = identifier("Tenant id", tenant_id)
+        return _TenantView(self, named)
 
     @overload
     async def run_transaction(
@@ -342,8 +332,6 @@ class AsyncDb:
         call on the outer ``AsyncDb`` raises ``InvalidInputError``. Cancelling rolls back at once, unless COMMIT has
         begun: then the call waits for the answer and returns or raises, and the task is cancelled at its next await.
         """
-        from agentdb.serving.coroutines import CoroutineTransaction, PlainTransaction
-
         # An object may have an "async def __call__", which iscoroutinefunction() does not see by itself.
         own_call = getattr(fn, "__call__", None)  # noqa: B004
         if not any(map(inspect.iscoroutinefunction, (fn, own_call))):
@@ -369,22 +357,15 @@ class AsyncDb:
 
     async def close(self) -> None:
         """Close the ``Db`` when the running calls have ended; a second call does nothing."""
-        import asyncio
-
-        from agentdb.serving.workers import Workers
-
         self._refuse_inside()
-        loop = asyncio.get_running_loop()
-        if self._closing is None or self._closing.get_loop() is not loop:
-            # Refuses new calls at once, while those that run go on.
-            self._closed = True
-            apart = Workers(1)  # because it waits for the others
-            job = self._new_job(self._shut_down, apart.outbox(), apart.submit)
-            self._closing = job.start()
-            apart.dismiss()
-        if not self._closing.done():
-            # Cancelling this must not leave the connections open.
-            await asyncio.shield(self._closing)
+        # Refuses new calls at once, while those that run go on.
+        self._closed = True
+        apart = Workers(1)  # because it waits for the others
+        job = Job(self._shut_down, apart.outbox(), apart.submit)
+        closing = job.start()
+        apart.dismiss()
+        # Cancelling this must not leave the connections open.
+        await asyncio.shield(closing)
 
     def _shut_down(self) -> None:
         """In a thread of its own: wait for the calls of the others, then close the ``Db``."""
@@ -397,14 +378,14 @@ class AsyncDb:
 class _TenantView(AsyncDb):
     """An ``AsyncDb`` of one tenant, in the threads of another."""
 
+    _closed_text = "The view of a tenant is closed. Make another one with for_tenant()."
+
     def __init__(self, whole: AsyncDb, tenant_id: str) -> None:
         self._whole = whole
         self._tenant_id = tenant_id
-        self._closed = False
 
     def _job(self, call: _Call) -> Job:
-        if self._closed:
-            raise DatabaseClosedError(_VIEW_CLOSED)
+        self._check_open()
         call.tenant_id = self._tenant_id
         return self._whole._job(call)
 
@@ -413,11 +394,10 @@ class _TenantView(AsyncDb):
         return self._whole
 
     def for_tenant(self, tenant_id: str) -> AsyncDb:
-        if self._closed:
-            raise DatabaseClosedError(_VIEW_CLOSED)
+        self._check_open()
         named = identifier("Tenant id", tenant_id)
         check_tenant(self._tenant_id, named)
-        return _TenantView(self._whole, self._tenant_id)
+        return _TenantView(self._whole, named)
 
     async def close(self) -> None:
         """End this view alone."""
@@ -471,10 +451,6 @@ class _TransactionDb(AsyncDb):
             )
         self._refuse_inside()
         return self._transaction.inner_job(lambda: call(db))
-
-    def for_tenant(self, tenant_id: str) -> AsyncDb:
-        tenant_id = identifier("Tenant id", tenant_id)
-        return _TenantView(self, tenant_id)
 
     async def close(self) -> None:
         """Do nothing: the transaction ends with its function."""

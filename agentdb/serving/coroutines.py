@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from agentdb.errors import AgentDbError, OutcomeUnknownError
 from agentdb.interface import Db
-from agentdb.serving.workers import Job
+from agentdb.serving.workers import Answer, Job
 
 _LOOK_SECONDS = 1.0
 _OTHER_LOOP = (
@@ -33,13 +33,6 @@ class _Begun(NamedTuple):
     db: Db
 
 
-class _End(NamedTuple):
-    """How the function of a transaction ended."""
-
-    result: Any
-    error: BaseException | None
-
-
 class CoroutineTransaction:
     """One transaction of a coroutine function: a thread has it open, and the loop runs the function.
 
@@ -53,7 +46,8 @@ class CoroutineTransaction:
         make_job: Callable[[Callable[[Db], Any]], Job],
     ) -> None:
         self._call = call
-        self._calls: SimpleQueue[Job | _End] = SimpleQueue()
+        # The function's calls, then how it ended.
+        self._calls: SimpleQueue[Job | Answer] = SimpleQueue()
         self.job = make_job(lambda db: db.run_transaction(self._serve))
 
     async def run(self) -> Any:
@@ -66,13 +60,12 @@ class CoroutineTransaction:
                 # A new future before the thread can answer; the old one is done.
                 job.future = job.future.get_loop().create_future()
                 self._calls.put(end)
-                answer = await (
-                    outcome(job.future) if end.error is None else job.future
-                )
+                _, error = end
+                answer = await (outcome(job.future) if error is None else job.future)
         # Cancelled; or the loop is closing this coroutine, which may then await nothing. After the thread's own error
         # nobody takes this from the queue.
         except BaseException:
-            self._calls.put(_End(None, _Cancelled()))
+            self._calls.put((None, _Cancelled()))
             raise
         return answer
 
@@ -84,24 +77,25 @@ class CoroutineTransaction:
             raise AgentDbError(_OTHER_LOOP)  # which the outbox would not wake
         return job
 
-    async def _end(self, db: Db) -> _End:
+    async def _end(self, db: Db) -> Answer:
         """Call the function, and return how it ended; a cancellation is for ``run`` to handle."""
         try:
-            return _End(await self._call(db), None)
+            return await self._call(db), None
         except Exception as error:
-            return _End(None, error)
+            return None, error
 
     def _serve(self, db: Db) -> Any:
         """In the thread, inside the transaction: run the calls until the function has ended."""
         # If it was cancelled while it waited for a thread, or between two attempts, its end is there already.
         self.job.answer((_Begun(db), None))
-        while not isinstance(made := self._next(), _End):
+        while isinstance(made := self._next(), Job):
             made.answer(made.do())
-        if made.error is not None:
-            raise made.error
-        return made.result
+        result, error = made
+        if error is not None:
+            raise error
+        return result
 
-    def _next(self) -> Job | _End:
+    def _next(self) -> Job | Answer:
         """Wait for the function's next call, or for its end."""
         while True:
             # A loop that was closed with the transaction open sends nothing any more, and its lock would stay until

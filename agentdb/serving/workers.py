@@ -13,24 +13,20 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from agentdb.errors import AgentDbError, ConflictError, DatabaseUnavailableError
 
 Answer: TypeAlias = tuple[Any, BaseException | None]
+# Does with several ids what a job does with its one, and returns the answers by id, without those of jobs that must run
+# alone.
+Together: TypeAlias = Callable[[list[str]], dict[str, Any]]
 
 # While calls wait, earlier answers are delivered together after this time at most, and a thread is added if all others
 # have been in their calls for that long.
 _LOOK_SECONDS = 0.001
 # So many calls become one at most: the last has an answer as soon as the first.
 _MOST_TOGETHER = 100
-
-
-class Together(Protocol):
-    """Does with several ids what a job does with its one."""
-
-    def __call__(self, ids: list[str]) -> dict[str, Any]:
-        """Return the answers by id, without those of jobs that must run alone."""
 
 
 def _new_future() -> asyncio.Future[Any]:

@@ -39,7 +39,7 @@ before = set(sys.modules)
 import agentdb, agentdb.serving.aio, agentdb.conf, agentdb.errors, agentdb.interface, agentdb.keys
 agentdb.connect, agentdb.connect_async, agentdb.AsyncDb, agentdb.Db, agentdb.SessionStatus
 new = set(sys.modules) - before
-print(sorted(name for name in new if name.split(".")[0] in ("django", "psycopg", "sqlite3", "asyncio", "concurrent",
+print(sorted(name for name in new if name.split(".")[0] in ("django", "psycopg", "sqlite3",
     "dj_database_url", "asgiref")))
 """
     assert run_python(code, tmp_path) == "[]\n"
