@@ -34,11 +34,12 @@ _SESSIONS = {
         WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
         ORDER BY pid
     """,
-    # All sessions of the cluster, which does not tell their databases, except those that it opens itself.
+    # All sessions of the cluster, which does not tell their databases, except those that it opens itself. Not from
+    # crdb_internal, which 26.1 closes to everybody unless a session variable opens it.
     "cockroachdb": """
         SELECT 'session ' || session_id || ' of the cluster', coalesce(nullif(application_name, ''), 'unnamed'),
             user_name, regexp_replace(client_address, ':[0-9]+$', '')
-        FROM crdb_internal.cluster_sessions
+        FROM [SHOW CLUSTER SESSIONS]
         WHERE session_id <> current_setting('session_id') AND status <> 'CLOSED' AND application_name NOT LIKE '$ %'
         ORDER BY session_start DESC
     """,

@@ -94,9 +94,9 @@ RULES = (
         f"{_DOCS}/v25.4/collate",
     ),
     Rule(
-        r"\bcrdb_internal\.increment_feature_counter",
-        "telemetry that nobody asked for",
-        "agentdb's own promise",
+        r"\bcrdb_internal\.",
+        "internals, which 26.1 closes by default; telemetry that nobody asked for",
+        "https://github.com/cockroachdb/cockroach/pull/158085",
     ),
     Rule(
         r"\bAS \((DELETE|UPDATE|INSERT)\b(?:(?!\bRETURNING\b)[^()]|\((?:[^()]|\([^()]*\))*\))*\)",
