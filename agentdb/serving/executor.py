@@ -343,7 +343,7 @@ class Executor:
                 "Add prepare=off to the database URL.",
                 slot.engine.describe(),
             )
-            self._threads.prepare_nothing()
+            slot.engine.prepares = False
         # Inside a host's transaction a savepoint may undo what the server refused, and the rest goes on.
         may_be_undone = fault in REFUSED and slot.wrapper.in_atomic_block
         if fault in NOT_KEPT and not may_be_undone:

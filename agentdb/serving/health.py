@@ -6,8 +6,7 @@ import time
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.errors import AgentDbError, DatabaseClosedError
-from agentdb.faults import Fault, classify
+from agentdb.errors import AgentDbError
 from agentdb.interface import Health
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import schema_problem
@@ -24,11 +23,9 @@ def check_health(threads: Threads) -> Health:
     with slot.lock:
         in_transaction = block_of(slot) is not None
         try:
-            if in_transaction:
-                return _ask(threads, slot)
-            return _ask_again_if_lost(threads, slot)
-        except DatabaseClosedError:
-            raise
+            if not in_transaction:
+                slot.ready()
+            return _ask(threads, slot)
         except AgentDbError as error:
             if not in_transaction:
                 slot.discard()
@@ -42,22 +39,6 @@ def check_health(threads: Threads) -> Health:
                 connections=threads.open_connections(),
                 reason=str(error),
             )
-
-
-def _ask_again_if_lost(threads: Threads, slot: Slot) -> Health:
-    """Ask twice: the connection may have died while it was idle, and the server may be back."""
-    began = time.monotonic()
-    try:
-        slot.ready()
-        return _ask(threads, slot)
-    except AgentDbError as error:
-        cause = error.__cause__
-        # A silent server has taken the time of the call, and what did not come from the driver comes again.
-        if cause is None or classify(cause) is Fault.SILENT:
-            raise
-    slot.discard()
-    slot.ready(slot.engine.rest_of_call(began))
-    return _ask(threads, slot)
 
 
 def _ask(threads: Threads, slot: Slot) -> Health:

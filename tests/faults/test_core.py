@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from django.db import connections, transaction
-from django.db.utils import ConnectionHandler
 
 import agentdb
 from agentdb import (
@@ -26,7 +25,6 @@ from agentdb import (
     SchemaMismatchError,
     SchemaOutOfDateError,
 )
-from agentdb.conf import database_from_url
 from agentdb.serving.connections import postgresql
 from agentdb.serving.forking import forking
 from tests.helpers.factories import execute
@@ -325,32 +323,6 @@ def test_hosts_that_answer_nothing_are_tried_within_one_limit(
             )
     assert len(shares) >= 3
     assert all(share <= 0.5 for share in shares)
-
-
-def test_health_tries_again_only_for_the_rest_of_the_calls_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    limits: list[float | None] = []
-    usual = postgresql.PostgresEngine.opening
-
-    def noted(self: Any, wrapper: Any, limit: float | None) -> Any:
-        limits.append(limit)
-        return usual(self, wrapper, limit)
-
-    monkeypatch.setattr(postgresql.PostgresEngine, "opening", noted)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        settings = database_from_url(f"postgresql://127.0.0.1:{port}/a?call_timeout=1")
-        full = ConnectionHandler({"default": settings}).settings["default"]
-        monkeypatch.setitem(connections.settings, "silent", full)
-        with agentdb.DjangoDb("silent") as db:
-            health = db.health()
-
-    first, rest = limits
-    assert not health.ok
-    assert first is None
-    assert rest is not None and rest <= 0  # there is nothing left
-    assert health.reason.endswith("is unavailable: connection timeout expired.")
 
 
 def test_a_commit_without_its_standby_is_of_unknown_outcome(

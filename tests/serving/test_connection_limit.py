@@ -18,9 +18,9 @@ from django.db import connections
 import agentdb
 from agentdb import DatabaseUnavailableError, Db, DjangoDb, InvalidInputError
 from agentdb.conf import database_from_url
-from agentdb.serving.connection_limit import ConnectionLimit
 from agentdb.serving.connections.base import Slot
 from agentdb.serving.connections.postgresql import PostgresConnection
+from agentdb.serving.connections.threads import ConnectionLimit
 from tests.helpers.limits import set_call_timeout
 from tests.helpers.locks import watched
 from tests.project.test_import import run_python
@@ -81,9 +81,7 @@ def test_many_threads_share_as_many_connections_as_may_be(
 
     monkeypatch.setattr(PostgresConnection, "__init__", count_made)
     monkeypatch.setattr(PostgresConnection, "close", count_closed)
-    kind, unlocked = watched(
-        ConnectionLimit, "_lock", shared=("_slots", "_opening"), free=("reset",)
-    )
+    kind, unlocked = watched(ConnectionLimit, "_lock", shared=("_slots", "_opening"))
     monkeypatch.setattr("agentdb.serving.connections.threads.ConnectionLimit", kind)
     all_have_begun = threading.Barrier(12, timeout=120)
 

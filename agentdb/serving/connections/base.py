@@ -54,6 +54,7 @@ class Engine(ABC):
     errors: tuple[type[Exception], ...]
     has_server: bool
     is_in_memory = False  # the database ends with its last connection
+    prepares = True  # until a pooler has lost a prepared statement
     # Rows that other transactions have locked; see expressions.Locked.
     skips_locked: bool
 
@@ -178,10 +179,6 @@ class Connection(ABC):
         """Close it in any state, without waiting."""
         self.raw.close()
 
-    def prepare_nothing(self) -> None:
-        """Use no prepared statements from now on, if the driver has any."""
-        return
-
     def limited(self) -> AbstractContextManager[None]:
         """Limit each wait of the body on the driver's connection to ``call_timeout``."""
         return nullcontext()
@@ -200,16 +197,13 @@ class Slot:
     For an in-memory database all threads share a slot and take turns.
     """
 
-    def __init__(
-        self, engine: Engine, wrapper: BaseDatabaseWrapper, *, prepares: bool
-    ) -> None:
+    def __init__(self, engine: Engine, wrapper: BaseDatabaseWrapper) -> None:
         self.engine = engine
         self.wrapper = wrapper
         self.lock = threading.RLock()
         self.used = time.monotonic()  # when it was last used
         # Waits until another connection may be opened.
-        self.room: Callable[[Slot], AbstractContextManager[None]] | None = None
-        self.prepares = prepares
+        self.room: Callable[[Slot], AbstractContextManager[object]] = nullcontext
         # The state of the host's open transaction; see transactions.py.
         self.host_block: object = None
         self._connection: Connection | None = None
@@ -326,8 +320,6 @@ class Slot:
     def take_over(self) -> Connection:
         """Return a new object for the driver's connection that Django has open, from now on this slot's."""
         connection = self.engine.connection(self.wrapper)
-        if not self.prepares:
-            connection.prepare_nothing()
         self._connection = connection
         return connection
 
@@ -336,11 +328,8 @@ class Slot:
 
         ``limit``: the seconds for that, besides ``call_timeout``.
         """
-        room: AbstractContextManager[None] = nullcontext()
         try:
-            if self.room is not None:
-                room = self.room(self)
-            with room, self.engine.opening(self.wrapper, limit):
+            with self.room(self), self.engine.opening(self.wrapper, limit):
                 self.wrapper.ensure_connection()
                 return self.current() or self.take_over()
         except BaseException as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import select
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -73,6 +72,8 @@ class PostgresEngine(Engine):
         return f"PostgreSQL database {place}"
 
     def connection(self, wrapper: BaseDatabaseWrapper) -> PostgresConnection:
+        if not self.prepares:
+            wrapper.connection.prepare_threshold = None
         if self.owned or self.call_timeout is None:
             return PostgresConnection(self, wrapper)
         return LentConnection(self, wrapper)
@@ -237,21 +238,12 @@ else:
 def cancel(raw: psycopg.Connection[Any]) -> None:
     """Cancel the statement on the server, which would otherwise go on and keep its locks.
 
-    Before version 17 libpq has no time limit for cancelling, and psycopg's C code holds the GIL meanwhile. With such
-    a libpq the server's ``statement_timeout`` ends the statement.
+    Before version 17 libpq has no time limit for cancelling. With such a libpq the server's ``statement_timeout`` ends
+    the statement.
     """
     if psycopg.capabilities.has_cancel_safe():
         with suppress(psycopg.Error):
             raw.cancel_safe(timeout=_CANCEL_SECONDS)
-    elif psycopg.pq.__impl__ == "python":
-
-        def ask() -> None:
-            with suppress(psycopg.Error):
-                raw.cancel()
-
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(_CANCEL_SECONDS)
 
 
 def _readability(file_descriptor: int) -> Callable[[], bool]:
@@ -388,10 +380,6 @@ class PostgresConnection(Connection):
         if not self.raw.closed and self.raw.pgconn.transaction_status == _ACTIVE:
             cancel(self.raw)
         super().close()
-
-    def prepare_nothing(self) -> None:
-        # What is prepared already stays on the server until the connection ends, and is not used again.
-        self.raw.prepare_threshold = None
 
 
 class LentConnection(PostgresConnection):

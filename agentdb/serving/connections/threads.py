@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 import weakref
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -18,7 +21,6 @@ from agentdb.errors import (
     DatabaseUnavailableError,
     InvalidInputError,
 )
-from agentdb.serving.connection_limit import ConnectionLimit
 from agentdb.serving.connections import engine_of
 from agentdb.serving.connections.base import Slot
 from agentdb.serving.forking import forking, leave_to_the_parent
@@ -30,6 +32,10 @@ _FORKED = (
     "Leave the transaction before you call the Db in the child."
 )
 _CLOSED = "The Db is closed. Open another one with agentdb.connect()."
+_PAUSE_SECONDS = 0.005
+_LOGGED_SECONDS = 0.1
+
+logger = logging.getLogger("agentdb")
 
 
 class _EndOfThread:
@@ -62,6 +68,64 @@ def _close_at_end_of_thread(wrapper: BaseDatabaseWrapper) -> None:
         wrappers.append(wrapper)
 
 
+class ConnectionLimit:
+    """``?max_connections=``: makes room by closing the longest idle connection, or else waits for one in use."""
+
+    def __init__(self, most: int, slots: weakref.WeakSet[Slot]) -> None:
+        self._most = most
+        # Weak: the slot of a thread that has ended goes with the thread, and its connection no longer counts.
+        self._slots = slots
+        self._opening: weakref.WeakSet[Slot] = weakref.WeakSet()
+        self._lock = (
+            forking.opening
+        )  # with which slots are added, and which is free in the child of a fork
+
+    @contextmanager
+    def room(self, slot: Slot) -> Iterator[None]:
+        """Let the body open the slot's connection; raise ``DatabaseUnavailableError`` if there is no room in time."""
+        began = time.monotonic()
+        pause = threading.Event()  # not time.sleep, which programs under test replace
+        limit = slot.engine.call_timeout
+        place = slot.engine.describe()
+        try:
+            while not self._take(slot):
+                waited = time.monotonic() - began
+                if limit is not None and waited > limit:
+                    raise DatabaseUnavailableError(
+                        f"{place}: all of max_connections={self._most} are in use, and none became free within "
+                        f"{limit:g} seconds. Raise it, or let fewer threads call at once."
+                    )
+                pause.wait(_PAUSE_SECONDS)
+            if (waited := time.monotonic() - began) > _LOGGED_SECONDS:
+                logger.info(
+                    "%s: waited %.3f seconds for one of max_connections=%d.",
+                    place,
+                    waited,
+                    self._most,
+                )
+            yield
+        finally:
+            with self._lock:
+                self._opening.discard(slot)
+
+    def _take(self, slot: Slot) -> bool:
+        """Reserve room for the slot's connection, if there is some or can be made."""
+        while True:
+            with self._lock:
+                # Each is asked once: one that opens meanwhile would be missed between two questions.
+                others = [
+                    other
+                    for other in self._slots
+                    if other is not slot and (other in self._opening or other.is_open)
+                ]
+                if len(others) < self._most:
+                    self._opening.add(slot)
+                    return True
+            longest_idle_first = sorted(others, key=lambda other: other.used)
+            if not any(other.close_if_idle() for other in longest_idle_first):
+                return False
+
+
 class Threads:
     """The connections of one alias, one for each calling thread, in the wrapper that Django keeps for it.
 
@@ -83,12 +147,10 @@ class Threads:
             )
         self.alias = alias
         self.closed = False
-        self._prepares = True
         own = connections.settings[alias]
-        self._limit: ConnectionLimit | None = None
-        most = own.get("AGENTDB", {}).get("max_connections")
-        if owned and most is not None:
-            self._limit = ConnectionLimit(most)
+        self._most: int | None = None
+        if owned:
+            self._most = own.get("AGENTDB", {}).get("max_connections")
         self._forget()
         try:
             wrapper = connections[alias]
@@ -100,7 +162,7 @@ class Threads:
         self.engine = engine_of(wrapper, owned=owned, creates=creates)
         self._shared: Slot | None = None
         if shared:
-            self._shared = Slot(self.engine, wrapper, prepares=self._prepares)
+            self._shared = Slot(self.engine, wrapper)
             wrapper.inc_thread_sharing()
         file = None if self.engine.has_server else own["NAME"]
         forking.include(self, file)
@@ -156,10 +218,6 @@ class Threads:
             with slot.lock:
                 slot.wrapper.close()
 
-    def prepare_nothing(self) -> None:
-        """Use no prepared statements from now on, on this thread's connection and new ones."""
-        self._prepares = self.slot().prepares = False
-
     # -- of all threads
 
     def slots(self) -> list[Slot]:
@@ -202,18 +260,20 @@ class Threads:
             slot = self._shared
         else:
             wrapper = connections[self.alias]
-            slot = Slot(self.engine, wrapper, prepares=self._prepares)
+            slot = Slot(self.engine, wrapper)
         if not self.engine.owned:
             _close_at_end_of_thread(slot.wrapper)
+        slot.room = self._room
         self._slots.add(slot)
-        if self._limit is not None:
-            self._limit.include(slot)
         return slot
 
     def _forget(self) -> None:
         """Start without slots, as a process does."""
         self._local = threading.local()
         self._slots: weakref.WeakSet[Slot] = weakref.WeakSet()
+        self._room: Callable[[Slot], AbstractContextManager[object]] = nullcontext
+        if self._most is not None:
+            self._room = ConnectionLimit(self._most, self._slots).room
 
     # -- around a fork
 
@@ -238,8 +298,6 @@ class Threads:
             kept = [slot for slot in self.slots() if slot in (self._shared, own)]
             self._slots = weakref.WeakSet(kept)
             return
-        if self._limit is not None:
-            self._limit.reset()
         for slot in self.slots():
             leave_to_the_parent(slot)
         block = block_of(own) if own is not None else None
