@@ -18,7 +18,6 @@ from agentdb.console.questions import (
     Unanswered,
     logger,
     question,
-    unusable_file,
 )
 
 # An action stops after some seconds by itself, between two transactions; this is for a server that is slow or silent.
@@ -44,18 +43,15 @@ def guard(view: View, read_seconds: float = PAGE_SECONDS) -> View:
             alias = router.db_for_read(model)
             seconds = read_seconds
         connection = connections[alias]
-        problem = unusable_file(connection)
-        if problem is None:
-            # A template response is lazy and would run its queries after the view, outside the limit: it is drawn here.
-            try:
-                with question(connection, seconds):
-                    response = view(model_admin, request, *args, **more)
-                    return _drawn(response)
-            except Unanswered as error:
-                # What looks like an unreadable value may be a mistake of ours: then no stored row explains it.
-                if error.is_unreadable and error.problem.command:
-                    raise error.cause from None
-                problem = error.problem
+        # A template response is lazy and would run its queries after the view, outside the limit: it is drawn here.
+        try:
+            with question(connection, seconds):
+                response = view(model_admin, request, *args, **more)
+                return _drawn(response)
+        except Unanswered as error:
+            if error.is_mistake:
+                raise error.cause from None
+            problem = error.problem
         logger.error(
             "%s %s: %s %s",
             request.method,

@@ -247,7 +247,9 @@ def groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         "choices": [(name, COLUMNS[name]) for name in BY[model]],
         "column": COLUMNS.get(asked["by"], ""),
         "fields": [
-            (name, COLUMNS[name], asked.get(name, "")) for name in FILTERS[model]
+            (name, label, asked.get(name, ""))
+            for name, label in COLUMNS.items()
+            if name in FILTERS[model]
         ],
         "asked": asked,
     }

@@ -297,11 +297,6 @@ class Check(NamedTuple):
             shared=shared,
         )
 
-    @property
-    def asks_for_runners(self) -> bool:
-        """Whether it needs ``Fleet.runners``."""
-        return self.leaves_out_silent_runners or self.find_in is _find_runners
-
     def counted(self, fleet: Fleet) -> QuerySet[Any]:
         """Return the rows that the overview counts and the list shows."""
         rows = self.rows(fleet)
@@ -448,24 +443,17 @@ def check_of(code: str) -> Check | None:
 
 
 def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]:
-    """Return what is wrong with one row, a sentence each: all checks on this row, in one query.
-
-    One query, because the limits around each cost a round trip. The indexes are those of the whole checks, and the
-    primary key leaves a single row.
-    """
+    """Return what is wrong with one row, a sentence each: the row is asked for among those of each check."""
     fleet = Fleet(alias)
-    asked = {}
-    queries = []
+    sentences = []
     for check in checks():
         if check.model is not type(row) or not check.of_row:
             continue
         if check.reads.issubset(allowed):
-            asked[check.code] = check
-            code = Value(check.code, TextField())
             this = check.rows(fleet).filter(pk=row.pk).order_by()
-            queries.append(this.values_list(code, check.by))
-    found = queries[0].union(*queries[1:], all=True) if queries else ()
-    return [asked[code].say(row, shared, fleet.now) for code, shared in found]
+            for shared in this.values_list(check.by, flat=True):
+                sentences.append(check.say(row, shared, fleet.now))
+    return sentences
 
 
 def _find_runners(check: Check, fleet: Fleet) -> Finding:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from math import log
 from typing import Any, NamedTuple
 
 from django.db import connections
 from django.db.models import Q
-from django.utils.translation import gettext
+from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.console.display import percent
 from agentdb.console.figures import select_from
@@ -39,11 +39,19 @@ _COUNTS = (
 )
 
 
-class Group(NamedTuple):
-    """The sessions of an agent, of a tenant, of both, or with neither all of them; of the last hour, and before."""
+# What a group is called by the columns that it is named by; the less there is to say of one, the earlier.
+_NAMES = {
+    (): gettext_lazy("all sessions"),
+    ("agent_name",): gettext_lazy("agent %(agent_name)s"),
+    ("tenant_id",): gettext_lazy("tenant %(tenant_id)s"),
+    ("agent_name", "tenant_id"): gettext_lazy("agent %(agent_name)s of %(tenant_id)s"),
+}
 
-    agent_name: str | None
-    tenant_id: str | None
+
+class Group(NamedTuple):
+    """The sessions of an agent, of a tenant, of both, or all of them; of the last hour, and before."""
+
+    key: tuple[tuple[str, str], ...]  # columns and their values
     sessions: int
     failed: int
     sessions_before: int
@@ -63,36 +71,12 @@ class Group(NamedTuple):
 
     def includes(self, other: Group) -> bool:
         """Return whether the other group's sessions are all in this one."""
-        return self.agent_name in (None, other.agent_name) and self.tenant_id in (
-            None,
-            other.tenant_id,
-        )
-
-    @property
-    def matching(self) -> Q:
-        """The condition that its sessions meet."""
-        condition = Q()
-        if self.agent_name is not None:
-            condition &= Q(agent_name=self.agent_name)
-        if self.tenant_id is not None:
-            condition &= Q(tenant_id=self.tenant_id)
-        return condition
-
-    @property
-    def name(self) -> str:
-        if self.agent_name is None and self.tenant_id is None:
-            return gettext("all sessions")
-        if self.tenant_id is None:
-            return gettext("agent %s") % self.agent_name
-        if self.agent_name is None:
-            return gettext("tenant %s") % self.tenant_id
-        return gettext("agent %(agent)s of %(tenant)s") % {
-            "agent": self.agent_name,
-            "tenant": self.tenant_id,
-        }
+        return set(self.key) <= set(other.key)
 
     def __str__(self) -> str:
-        said = f"{self.name}: " + gettext("%(failed)s of %(sessions)s") % {
+        values = dict(self.key)
+        name = _NAMES[tuple(values)] % values
+        said = f"{name}: " + gettext("%(failed)s of %(sessions)s") % {
             "failed": f"{self.failed:,}",
             "sessions": f"{self.sessions:,}",
         }
@@ -121,9 +105,8 @@ class Failures(NamedTuple):
         """Return the sessions of the last hour that failed and belong to one of the groups."""
         matching = Q(pk__in=[])
         for group in self.groups:
-            matching |= group.matching
-        failed = sessions.filter(_FAILED & matching)
-        return failed.filter(last_active_at__gte=self.since)
+            matching |= _FAILED & Q(*group.key)
+        return sessions.filter(matching, last_active_at__gte=self.since)
 
 
 def failures(alias: str, now: datetime) -> Failures:
@@ -183,33 +166,24 @@ def _cells(
         query += f" WHERE {_LATELY}"
         after = [at]
     found = select_from(rows, f"{query} GROUP BY 1, 2", [at] * 4, after)
-    return [Group(*row) for row in found]
-
-
-def _sum(agent: str | None, tenant: str | None, cells: Iterable[Group]) -> Group:
-    """Return the group of all sessions in these cells, which it names by the agent and the tenant."""
-    counts = zip(*(cell[2:] for cell in cells), strict=True)
-    return Group(agent, tenant, *map(sum, counts))
+    return [
+        Group((("agent_name", agent), ("tenant_id", tenant)), *counts)
+        for agent, tenant, *counts in found
+    ]
 
 
 def _groups(cells: Sequence[Group]) -> Iterator[Group]:
-    """Yield groups by agent, by tenant and by both: the less there is to say of one, the earlier.
-
-    A million sessions can have 20,000 cells, nearly all without a failure. So only the cells of names with a failure
-    are summed.
-    """
-    keys: tuple[Callable[[Group], tuple[str | None, str | None]], ...] = (
-        lambda cell: (cell.agent_name, None),
-        lambda cell: (None, cell.tenant_id),
-        lambda cell: (cell.agent_name, cell.tenant_id),
-    )
-    for key in keys:
-        parts = {key(cell): list[Group]() for cell in cells if cell.failed}
+    """Yield the groups in the cells that have a failure."""
+    for columns in _NAMES:
+        parts: dict[Any, list[Group]] = {}
         for cell in cells:
-            if key(cell) in parts:
-                parts[key(cell)].append(cell)
-        for (agent, tenant), of_part in parts.items():
-            yield _sum(agent, tenant, of_part)
+            key = tuple(each for each in cell.key if each[0] in columns)
+            parts.setdefault(key, []).append(cell)
+        for key, part in parts.items():
+            # A million sessions can have 20,000 cells, nearly all without a failure.
+            if any(cell.failed for cell in part):
+                counts = zip(*(cell[1:] for cell in part), strict=True)
+                yield Group(key, *map(sum, counts))
 
 
 def _told(cells: Sequence[Group]) -> list[Group]:
@@ -217,13 +191,18 @@ def _told(cells: Sequence[Group]) -> list[Group]:
 
     The cells are those of new or of old sessions. Parts are told that fail far more often than usual.
     """
-    if not cells:
+    groups = list(_groups(cells))
+    if not groups:
         return []
-    whole = _sum(None, None, cells)
+    whole, *parts = groups
+    far_above = [
+        part for part in parts if part[1:] != whole[1:] and is_far_above(part, whole)
+    ]
+    far_above.sort(key=lambda part: -part.failed * part.share)
     told: list[Group] = []
     # A group counts only if most of its failures are not explained yet, so that one bad agent of one tenant does not
     # name the agent, the tenant and the pair.
-    for group in _far_above(cells, whole):
+    for group in far_above:
         mine = [cell for cell in cells if group.includes(cell)]
         if len(told) <= MOST_TOLD and 2 * _failed(mine, told) < group.failed:
             told.append(group)
@@ -233,16 +212,6 @@ def _told(cells: Sequence[Group]) -> list[Group]:
     if parts_explain and len(told) <= MOST_TOLD:
         return told
     return [whole] if is_far_above(whole, whole) else told
-
-
-def _far_above(cells: Sequence[Group], whole: Group) -> list[Group]:
-    """Return the groups in the cells, except the whole, that fail far more often than usual, the worst first."""
-    far_above = [
-        group
-        for group in _groups(cells)
-        if group[2:] != whole[2:] and is_far_above(group, whole)
-    ]
-    return sorted(far_above, key=lambda group: -group.failed * group.share)
 
 
 def _failed(cells: Iterable[Group], groups: Sequence[Group]) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from types import MappingProxyType
@@ -26,41 +26,33 @@ from agentdb.console.display import percent
 from agentdb.console.figures import Begin
 from agentdb.interface import SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.moving.prune import age
 from agentdb.querysets import LIVE
 
 MOST_GROUPS = 100
 MOST_CHANGES = 100
 SAMPLE = 20_000  # the newest sessions, among which changed ones are searched
 
-_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
-_AGE = re.compile(r"(\d{1,6})\s*(s|m|min|h|d)")
-
 
 def moment(text: str, now: datetime) -> datetime:
-    """Parse '10m' or '2d' (ago), '14:00', '2026-03-14 14:00' or 'yesterday' as an instant in UTC.
+    """Parse '10m' or '2d' (ago), '14:00' or '2026-03-14 14:00' as an instant in UTC.
 
     A time without a date is the latest such time, and one without a zone is in UTC, as all times of the console are.
     Raises ``ValueError`` with a sentence for anything else.
     """
-    text = text.strip().lower()
-    midnight = datetime.combine(now.astimezone(UTC), time(), UTC)
-    if text == "today":
-        return midnight
-    if text == "yesterday":
-        return midnight - timedelta(days=1)
+    with suppress(ValueError, OverflowError):
+        return now - age(text)
     try:
-        if age := _AGE.fullmatch(text):
-            number, unit = age.groups()
-            return now - timedelta(seconds=int(number) * _UNITS[unit])
         # Without a date; fromisoformat of a datetime would refuse it.
         if ":" in text and "-" not in text:
-            at = datetime.combine(midnight, time.fromisoformat(text), UTC)
+            today = now.astimezone(UTC)
+            at = datetime.combine(today, time.fromisoformat(text), UTC)
             # At one o'clock, 23:00 means yesterday's.
             return at if at <= now else at - timedelta(days=1)
         at = datetime.fromisoformat(text)
-    except (ValueError, OverflowError):
+    except ValueError:
         sentence = gettext(
-            "%r is not a time. Write 14:00, 2026-03-14, 2026-03-14 14:00, yesterday, or 10m, 2h, 3d for that long ago."
+            "%r is not a time. Write 14:00, 2026-03-14, 2026-03-14 14:00, or 10m, 2h, 3d, 1w for that long ago."
         )
         raise ValueError(sentence % text[:60]) from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
@@ -89,7 +81,7 @@ class Grouped:
         return percent(self.failed, self.rows)
 
 
-# The columns by which each table may be grouped, and those by which it may be filtered.
+# The columns by which each table may be grouped.
 BY: dict[type[Model], tuple[str, ...]] = {
     Session: (
         "agent_name",
@@ -107,19 +99,10 @@ BY: dict[type[Model], tuple[str, ...]] = {
         "runner_id",
     ),
 }
-FILTERS: dict[type[Model], tuple[str, ...]] = {
-    Session: (
-        "agent_name",
-        "tenant_id",
-        "runner_id",
-        "status",
-    ),
-    Sandbox: (
-        "agent_name",
-        "tenant_id",
-        "runner_id",
-        "state",
-    ),
+# The columns of a table's own, or of its session, that rows are filtered by.
+FILTERS = {
+    model: [name for name in names if name not in ("hour", "day", "session_status")]
+    for model, names in BY.items()
 }
 
 

@@ -20,7 +20,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.translation import gettext, gettext_noop
 
 from agentdb.conf import server_name
-from agentdb.errors import AgentDbError, DatabaseUnavailableError
+from agentdb.errors import AgentDbError
 from agentdb.faults import Fault, classify, describe_failure
 from agentdb.schema.inspection import check_sqlite_file, sqlite_path
 from agentdb.schema.rows import unreadable_values
@@ -83,14 +83,9 @@ class Unanswered(Exception):
         return explain(self.connection, self.cause)
 
     @property
-    def is_unreadable(self) -> bool:
-        """Return whether Python could not represent a stored value."""
-        return _is_unreadable(self.cause)
-
-    @property
-    def is_mismatch(self) -> bool:
-        """Return whether a table or column is missing or differs from the models."""
-        return classify(self.cause) is Fault.MISMATCH
+    def is_mistake(self) -> bool:
+        """Return whether no stored row explains what looks like an unreadable value, so that agentdb has a fault."""
+        return _is_unreadable(self.cause) and self.problem.command != ""
 
     @property
     def is_cut_off(self) -> bool:
@@ -132,8 +127,7 @@ def ask(
     except Unanswered as error:
         problem = error.problem
         if problems is None or problem not in problems:
-            # A mistake in our own code may look like a value that cannot be read; the traceback tells them apart.
-            trace = error.cause if error.is_unreadable and problem.command else None
+            trace = error.cause if error.is_mistake else None
             logger.warning("%s %s", problem.sentence, problem.said, exc_info=trace)
         if problems is not None and problem not in problems:
             problems.append(problem)
@@ -192,9 +186,13 @@ _limits: ContextVar[Mapping[str, float]] = ContextVar(
 @contextmanager
 def _limit(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[None]:
     """Let no query inside take longer, and extend no limit outside; see ``question``."""
+    outer = _limits.get().get(connection.alias)
+    path = sqlite_path(connection)
+    # In a transaction the file is open already, and within another limit it has been checked.
+    if path is not None and outer is None and not connection.in_atomic_block:
+        check_sqlite_file(path)  # connecting would create a missing one
     # Both kinds of limit belong to the driver's connection, which Django opens with the first query.
     connection.ensure_connection()
-    outer = _limits.get().get(connection.alias)
     if seconds is None:
         seconds = SECONDS if outer is None else float("inf")
     is_file = connection.vendor == "sqlite"
@@ -356,21 +354,6 @@ def unreadable_row(connection: BaseDatabaseWrapper) -> str:
         for sentence in unreadable_rows(connection, limit=1, thorough=True):
             return sentence
     return ""
-
-
-def unusable_file(connection: BaseDatabaseWrapper) -> Problem | None:
-    """Return what is wrong with a SQLite file, or None. Call it before connecting, which would create a missing file.
-
-    In a transaction the file is open already.
-    """
-    path = sqlite_path(connection)
-    if path is None or connection.in_atomic_block:
-        return None
-    try:
-        check_sqlite_file(path)
-    except DatabaseUnavailableError as error:
-        return Problem(str(error), said=str(error))
-    return None
 
 
 def place_of(connection: BaseDatabaseWrapper) -> str:

@@ -32,6 +32,7 @@ from agentdb.console.questions import (
     logger,
     question,
 )
+from agentdb.faults import Fault, classify
 from agentdb.schema import read_tables
 from agentdb.schema.rows import UnreadableValue
 from agentdb.wording import capitalized
@@ -89,7 +90,9 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
         problem = _unreadable(connection, found)
     except Unanswered as error:
         # Only after such errors: a server that is away cannot tell its columns either.
-        missing = missing_columns(connection, rows.model) if error.is_mismatch else None
+        if classify(error.cause) is not Fault.MISMATCH:
+            raise
+        missing = missing_columns(connection, rows.model)
         if not missing:
             raise
         # The failed query was rolled back to its savepoint, so that another may follow in a host's transaction.

@@ -6,7 +6,6 @@ thousand rows and at a million. A query that fails says why, and the others stil
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,15 +17,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext_lazy
 
-from agentdb.console.checks import Check, Finding, Fleet, Runner, checks
+from agentdb.console.checks import Finding, Fleet, Runner, checks
 from agentdb.console.questions import (
     Answer,
     Budget,
     Problem,
-    logger,
     place_of,
     unreadable_rows,
-    unusable_file,
 )
 from agentdb.schema import compare, expected_tables, read_tables
 from agentdb.schema.inspection import server_version, sqlite_path
@@ -37,20 +34,15 @@ from agentdb.wording import capitalized
 
 MOST_UNREADABLE = 20
 NEWEST = 200  # rows of each table whose times are checked for their spelling
-SCHEMA_SECONDS = 60.0  # how long a matching schema is assumed to match
 
 
 class Schema(NamedTuple):
-    """What is recorded, and what differs from it, one sentence each."""
+    """What is missing from the tables and the record of migrations, one sentence each."""
 
-    applied: tuple[str, ...]
+    is_recorded: bool  # whether any migration is
     pending: tuple[str, ...]
     tables: int  # the existing ones of the four
     differences: tuple[str, ...]
-
-    @property
-    def is_good(self) -> bool:
-        return not (self.pending or self.differences)
 
 
 @dataclass
@@ -78,23 +70,6 @@ class Report:
         return [found for found in self.findings if found.problem]
 
 
-# A page that refreshes every ten seconds need not read and compare the catalogs each time, which takes some 30 ms.
-# A bad result is read again, so that its line vanishes as soon as somebody has run the command that it names.
-_schemas: dict[str, tuple[float, Schema]] = {}
-
-
-def current_schema(connection: BaseDatabaseWrapper) -> Schema:
-    """Return what verifydb and the record of migrations say; a good result is cached for a minute."""
-    now = time.monotonic()
-    if cached := _schemas.get(connection.alias):
-        read_at, schema = cached
-        if schema.is_good and now - read_at <= SCHEMA_SECONDS:
-            return schema
-    schema = read_schema(connection)
-    _schemas[connection.alias] = (now, schema)
-    return schema
-
-
 def read_schema(connection: BaseDatabaseWrapper) -> Schema:
     """Compare the four tables with the models, and if they match, the spelling of the newest timestamps."""
     pending = pending_migrations(connection)
@@ -108,9 +83,8 @@ def read_schema(connection: BaseDatabaseWrapper) -> Schema:
     if not differences and not pending:
         for found in misspelt_recently(connection, NEWEST):
             differences.append(_misspelt(found))
-    applied = [name for name in migration_names() if name not in pending]
     return Schema(
-        tuple(applied),
+        len(pending) < len(migration_names()),
         tuple(pending),
         len(live),
         tuple(differences),
@@ -143,49 +117,29 @@ def examine(budget: Budget) -> Report:
     )
     report.problem = _unusable(budget, report)
     if report.problem is not None:
-        logger.warning("%s %s", report.problem.sentence, report.problem.said)
         return report
     fleet = Fleet(connection.alias)
     report.runners = budget.ask(lambda: fleet.runners)
     for check in checks():
-        report.findings.append(_find(check, fleet, budget, report.runners.problem))
-    # A dropped column or table shows as a failed check at once, while the cached schema is still the good one.
-    schema = report.schema.value
-    if report.unknown and schema and not schema.differences:
-        _schemas.pop(connection.alias, None)
-        report.schema = budget.ask(lambda: current_schema(connection))
+        answer = budget.ask(partial(check.find, fleet))
+        found = answer.value or Finding(check.code, check.title, problem=answer.problem)
+        report.findings.append(found)
     report.findings += _findings_beside_rows(budget, report.schema)
     return report
-
-
-def _find(
-    check: Check,
-    fleet: Fleet,
-    budget: Budget,
-    no_runners: Problem | None,
-) -> Finding:
-    """Return what the check finds, or why it could not be made."""
-    answer: Answer[Finding] = Answer(None, no_runners)
-    # Asked again for the runners, a database would use up the page's seconds again.
-    if no_runners is None or not check.asks_for_runners:
-        answer = budget.ask(partial(check.find, fleet))
-    return answer.value or Finding(check.code, check.title, problem=answer.problem)
 
 
 def _unusable(budget: Budget, report: Report) -> Problem | None:
     """Return why the database cannot be read at all; records its engine and schema in the report."""
     connection = budget.connection
-    if problem := unusable_file(connection):
-        return problem
     # The cheapest question first: if it fails, no other is asked, and one sentence says why.
     engine = budget.ask(lambda: _engine(connection))
     if engine.problem:
         return engine.problem
     report.engine = engine.value or report.engine
-    report.schema = budget.ask(lambda: current_schema(connection))
+    report.schema = budget.ask(lambda: read_schema(connection))
     schema = report.schema.value
     # A schema that cannot be read is a finding, beside those of the checks, some of which may still work.
-    if schema is None or schema.applied and schema.tables:
+    if schema is None or schema.is_recorded and schema.tables:
         return None
     return _not_migrated(connection, schema)
 
@@ -210,7 +164,7 @@ def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:
         command = "agentdb baselinedb --check"
     else:
         sentence = gettext("%s has none of agentdb's tables.")
-        command = "agentdb verifydb" if schema.applied else "agentdb migrate"
+        command = "agentdb verifydb" if schema.is_recorded else "agentdb migrate"
     return Problem(sentence % place_of(connection), command)
 
 
@@ -219,7 +173,7 @@ def _findings_beside_rows(budget: Budget, schema: Answer[Schema]) -> list[Findin
 
     All but the last are there if nothing is wrong, with a count of 0, as what was checked.
     """
-    found = schema.value or Schema((), (), 0, ())
+    found = schema.value or Schema(False, (), 0, ())
     unreadable = budget.ask(
         # One more tells "20" from "20+".
         lambda: unreadable_rows(budget.connection, MOST_UNREADABLE + 1)

@@ -418,11 +418,8 @@ def test_overview_of_a_drifted_database_says_what_has_drifted(
     site: Site, superuser: User, what: str
 ):
     fill(site.alias, 5)
-    site.get("")  # the schema was good a moment ago
     with connections[site.alias].cursor() as cursor:
         cursor.execute(BREAKS[what][1])
-    if what == "a dropped index":
-        attention._schemas.clear()
 
     page = site.get("")
 

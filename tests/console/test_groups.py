@@ -22,14 +22,11 @@ NOW = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)
     ("text", "expected"),
     [
         ("10m", NOW - timedelta(minutes=10)),
-        ("30s", NOW - timedelta(seconds=30)),
-        ("7 min", NOW - timedelta(minutes=7)),
-        ("2 h", NOW - timedelta(hours=2)),
+        ("2h", NOW - timedelta(hours=2)),
+        ("1w", NOW - timedelta(weeks=1)),
         ("3d", NOW - timedelta(days=3)),
         ("14:00", datetime(2026, 3, 14, 14, tzinfo=UTC)),
         ("23:30", datetime(2026, 3, 13, 23, 30, tzinfo=UTC)),
-        ("today", datetime(2026, 3, 14, tzinfo=UTC)),
-        ("Yesterday", datetime(2026, 3, 13, tzinfo=UTC)),
         ("2026-03-01", datetime(2026, 3, 1, tzinfo=UTC)),
         ("2026-03-01T05:30", datetime(2026, 3, 1, 5, 30, tzinfo=UTC)),
         ("2026-03-01 05:30+01:00", datetime(2026, 3, 1, 4, 30, tzinfo=UTC)),
@@ -40,11 +37,11 @@ def test_a_moment_is_what_somebody_means(text: str, expected: datetime):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "10", "25:00", "2026-02-30", "999999d", "-5m"]
+    "text", ["", "soon", "10", "25:00", "2026-02-30", "999999d", "-5m", "today", "2 h"]
 )
 def test_what_is_not_a_time_is_said(text: str):
     with pytest.raises(
-        ValueError, match=re.escape(f"{text.lower()!r} is not a time. Write 14:00,")
+        ValueError, match=re.escape(f"{text!r} is not a time. Write 14:00,")
     ):
         moment(text, NOW)
 

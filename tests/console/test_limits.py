@@ -18,7 +18,6 @@ from django.utils import timezone
 from agentdb.admin import actions, changelist, pages, sharing
 from agentdb.console import checks, failures, figures, groups, questions, report
 from agentdb.console.questions import Budget, question
-from agentdb.console.report import Schema, current_schema
 from agentdb.models import Agent, Sandbox, Session
 from agentdb.serving.opening import temporary_alias
 from tests.helpers.admin_fixtures import Page, Site
@@ -152,8 +151,7 @@ def test_three_values_that_cannot_be_read_are_named_and_the_others_counted(
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    for module in (questions, report):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(questions, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
@@ -233,26 +231,6 @@ def test_a_question_has_two_seconds_or_its_own_but_not_more_than_the_one_around_
         assert around == within == [f"{1000 * seconds:.0f}ms"]
     else:
         assert within == [query, lock]
-
-
-def test_a_good_schema_is_assumed_for_a_minute_and_another_is_read_again(
-    monkeypatch: pytest.MonkeyPatch, clock: list[float]
-) -> None:
-    good = Schema(("0001",), (), 4, ())
-    bad = good._replace(differences=("drifted",))
-    pending = good._replace(pending=("0002",))
-    found = [bad, pending, good, good, bad]
-    monkeypatch.setattr(report, "_schemas", {})
-    monkeypatch.setattr(report, "read_schema", lambda connection: found.pop(0))
-    connection: Any = SimpleNamespace(alias="some")
-
-    said = []
-    for at in (100, 101, 102, 161, 162, 163, 223, 223.5):
-        clock[0] = float(at)
-        said.append(current_schema(connection))
-
-    assert said == [bad, pending, good, good, good, good, good, bad]
-    assert found == []
 
 
 _WORDS = {

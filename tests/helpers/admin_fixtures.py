@@ -23,7 +23,7 @@ from django.utils import timezone
 import agentdb
 from agentdb.admin import sharing
 from agentdb.admin_project.server import make_account_tables
-from agentdb.console import questions, report
+from agentdb.console import questions
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 
 
@@ -224,7 +224,6 @@ def site(
 ) -> Iterator[Site]:
     """The admin on an empty database, nobody logged in."""
     assert settings.DEBUG is False
-    report._schemas.clear()
     monkeypatch.setattr(sharing, "SECONDS", -1.0)
     # A busy machine may need longer for an answer than a reader would wait.
     for limit in (
