@@ -20,6 +20,7 @@ import django
 import psycopg
 import pytest
 from django.core.management import CommandError
+from django.db import connections
 
 import agentdb
 from agentdb.adoption.conforming import conform_online
@@ -398,6 +399,19 @@ def _without_settings() -> dict[str, str]:
         for name, value in os.environ.items()
         if name != "DJANGO_SETTINGS_MODULE"
     }
+
+
+def test_single_calls_are_serializable_whatever_the_cluster_s_default_is(
+    cockroachdb: Start,
+) -> None:
+    _, url = cockroachdb()  # its default is PostgreSQL's, READ COMMITTED
+    with (
+        agentdb.connect(url, migrate=True) as db,
+        connections[db.alias].cursor() as cursor,
+    ):
+        cursor.execute("SHOW transaction_isolation")
+
+        assert cursor.fetchall() == [("serializable",)]
 
 
 def test_health_and_plans_name_the_server_s_own_version(cockroachdb: Start) -> None:

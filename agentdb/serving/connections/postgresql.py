@@ -19,12 +19,16 @@ from agentdb.serving.connections.base import Connection, Engine
 
 logger = logging.getLogger("agentdb")
 
-# The planner assumes that states and ages are independent. It does not know that waiting sandboxes are recently used,
-# and reads all of them to find the few idle ones. Every list here has an index in its order, which the planner uses
-# if it cannot sort. Compiling such short statements (jit) only takes longer.
-_FOLLOW_THE_INDEX = dict.fromkeys(
-    ("enable_sort", "enable_incremental_sort", "jit"), "off"
-)
+_SETTINGS = {
+    # The planner assumes that states and ages are independent. It does not know that waiting sandboxes are recently
+    # used, and reads all of them to find the few idle ones. Every list here has an index in its order, which the
+    # planner uses if it cannot sort. Compiling such short statements (jit) only takes longer.
+    "postgresql": dict.fromkeys(
+        ("enable_sort", "enable_incremental_sort", "jit"), "off"
+    ),
+    # Its default, unless somebody gave the cluster or the role another one.
+    "cockroachdb": {"default_transaction_isolation": "serializable"},
+}
 _IDLE_TIMEOUT_SINCE = 140000  # idle_session_timeout
 _UNKNOWN_TYPE = 0  # the oid under which psycopg looks for the loader of any other type
 _IDLE = psycopg.pq.TransactionStatus.IDLE
@@ -279,8 +283,7 @@ class PostgresConnection(Connection):
         if engine.call_timeout is not None:
             limit = _Limit(engine, raw, engine.call_timeout)
             raw.wait = limit.wait
-        if engine.vendor == "postgresql":
-            self._set_up()
+        self._set_up()
 
     def _set_up(self) -> None:
         """Set what is agentdb's own: a host's plans are the host's. What a pooler hands on must be as it was: with
@@ -289,7 +292,7 @@ class PostgresConnection(Connection):
         wanted: dict[str, str] = {}
         idle_seconds = self.engine.idle_seconds
         if self.raw.prepare_threshold is not None:
-            wanted.update(_FOLLOW_THE_INDEX)
+            wanted.update(_SETTINGS[self.engine.vendor])
             has_timeout = self.raw.info.server_version >= _IDLE_TIMEOUT_SINCE
             if idle_seconds is not None and has_timeout:
                 milliseconds = max(1, int(idle_seconds * 1000))
