@@ -11,7 +11,7 @@ from contextlib import redirect_stdout, suppress
 from agentdb.conf import DEFAULT_URL, URL_VARIABLE, database_url, display_url
 from agentdb.errors import AgentDbError, InvalidInputError
 from agentdb.management.output import occupy_closed_descriptors, write_any_character
-from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load, load_settings
+from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load, set_up
 from agentdb.serving.own_apps import APPS_VARIABLE, app_names
 
 # Django's commands that are useful with a database but without a project. Not among them are flush and loaddata, which
@@ -144,8 +144,7 @@ def _configure(url: str | None, arguments: Sequence[str]) -> None:
 def _check_host_settings(module: str) -> None:
     from django.conf import settings
 
-    load_settings()
-
+    set_up()
     for name in ("agentdb", *(app_names(None) or ())):
         # A project may name the AppConfig instead: "agentdb.apps.AgentDbConfig".
         if any(f"{app}.".startswith(f"{name}.") for app in settings.INSTALLED_APPS):

@@ -9,7 +9,6 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.errors import AgentDbError
 from agentdb.interface import Health
 from agentdb.schema.inspection import server_version, sqlite_path
-from agentdb.schema.migration_record import schema_problem
 from agentdb.serving import own_apps
 from agentdb.serving.connections.base import Slot
 from agentdb.serving.connections.threads import Threads
@@ -47,9 +46,7 @@ def _ask(threads: Threads, slot: Slot) -> Health:
     with slot.operation():
         milliseconds = _round_trip(wrapper)
         version = server_version(wrapper).split()[0]
-        problem = schema_problem(wrapper, place)
-        if problem is None:
-            problem = own_apps.schema_problem(wrapper, place)
+        problem = own_apps.schema_problem(wrapper, place)
     return Health(
         ok=problem is None,
         engine=wrapper.vendor,

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import os
-
+import django
 from django.apps import apps
-from django.conf import settings
 
 from agentdb.errors import AgentDbError, InvalidInputError
 
 SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
 
 
-def load_settings() -> None:
-    """Import the project's settings; ``InvalidInputError`` says why that fails."""
-    if settings.configured:
-        return
-    module = os.environ.get(SETTINGS_VARIABLE)
-    if not module:
-        raise AgentDbError(
-            "Django has no settings. Open a database with agentdb.connect(URL), which needs none, or set "
-            f"{SETTINGS_VARIABLE} and call django.setup()."
-        )
+def set_up() -> None:
+    """Load the settings and apps; ``InvalidInputError`` says why that fails."""
     try:
-        _ = settings.INSTALLED_APPS
+        django.setup()
     except Exception as error:
         raise InvalidInputError(
-            f"{SETTINGS_VARIABLE} names {module!r}, which cannot be imported: {in_one_line(error)}. "
-            f"Correct it, or unset {SETTINGS_VARIABLE}."
+            f"Django cannot be set up: {in_one_line(error)}. Correct that, or {SETTINGS_VARIABLE} if it is set, and "
+            "start the process again."
         ) from error
 
 
 def check_set_up() -> None:
     """Raise ``AgentDbError`` unless the project's apps are loaded and include agentdb."""
-    load_settings()
     if not apps.apps_ready:
         raise AgentDbError(
             "Django's apps are not loaded yet. Call django.setup() before DjangoDb(), and in a project make it in a "

@@ -6,13 +6,12 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agentdb.conf import INSTALLED_APPS, URL_VARIABLE, database_from_url, database_url
 from agentdb.errors import (
-    AgentDbError,
     DatabaseUnavailableError,
     InvalidInputError,
     SchemaMismatchError,
@@ -66,7 +65,6 @@ def connect(
         )
     KeyHashes(key_secret)  # refuses a bad secret before anything is opened
     names = own_apps.app_names(apps)
-    own_apps.check_migrations(names or ())
     alias, owned = _alias(url, names)
 
     from django.db import connections
@@ -83,7 +81,6 @@ def connect(
         _check_file(connections[alias], may_be_missing=migrate)
         _wait(executor, timeout_seconds)
         _bring_up_to_date(executor, migrate)
-        _bring_apps_up_to_date(executor, migrate)
     except BaseException:
         executor.close()
         raise
@@ -184,8 +181,12 @@ def _configure_alone(url: str | None, names: Sequence[str]) -> None:
     from django.conf import settings
     from django.db import DEFAULT_DB_ALIAS
 
+    from agentdb.serving import host
+
     global _standalone
-    own_apps.check_apps(names)
+    own_apps.labels_of(
+        names
+    )  # refuses what is not an app while Django can be configured
     database = database_from_url(database_url(url))
     settings.configure(
         DATABASES={DEFAULT_DB_ALIAS: own_apps.with_apps(database, names)},
@@ -196,7 +197,7 @@ def _configure_alone(url: str | None, names: Sequence[str]) -> None:
         LOGGING_CONFIG=None,  # the program's own settings stay
     )
     _standalone = True
-    _set_up()
+    host.set_up()
 
 
 def _check_configured(names: Sequence[str]) -> None:
@@ -205,24 +206,10 @@ def _check_configured(names: Sequence[str]) -> None:
 
     from agentdb.serving import host
 
-    host.load_settings()
     if not apps.ready:
-        _set_up()
+        host.set_up()
     host.check_set_up()
     own_apps.check_installed(names)
-
-
-def _set_up() -> None:
-    import django
-
-    from agentdb.serving.host import in_one_line
-
-    try:
-        django.setup()
-    except Exception as error:
-        raise InvalidInputError(
-            f"Django's apps cannot be loaded: {in_one_line(error)}. Correct that, and start the process again."
-        ) from error
 
 
 def _add_database(url: str, names: Sequence[str] = ()) -> str:
@@ -290,35 +277,18 @@ def _wait(executor: Executor, timeout_seconds: float) -> None:
 
 
 def _bring_up_to_date(executor: Executor, migrate: bool) -> None:
-    from agentdb.schema import migration_record
-
-    _migrate_or_refuse(
-        executor, migrate, migration_record.schema_problem, migration_record.migrate
-    )
-
-
-def _bring_apps_up_to_date(executor: Executor, migrate: bool) -> None:
-    _migrate_or_refuse(executor, migrate, own_apps.schema_problem, own_apps.migrate)
-
-
-def _migrate_or_refuse(
-    executor: Executor,
-    migrate: bool,
-    problem_of: Callable[[BaseDatabaseWrapper, str], AgentDbError | None],
-    apply: Callable[[str], None],
-) -> None:
     """Raise the problem with the schema; if ``migrate`` and migrations are missing, first apply them."""
     from django.core.management import CommandError
 
     slot = executor.threads.slot()
     place = executor.describe()
     with slot.operation():
-        problem = problem_of(slot.wrapper, place)
+        problem = own_apps.schema_problem(slot.wrapper, place)
         if isinstance(problem, SchemaOutOfDateError) and migrate:
             try:
-                apply(executor.threads.alias)
+                own_apps.migrate(executor.threads.alias)
             except CommandError as error:
                 raise SchemaMismatchError(str(error)) from error
-            problem = problem_of(slot.wrapper, place)
+            problem = own_apps.schema_problem(slot.wrapper, place)
     if problem is not None:
         raise problem

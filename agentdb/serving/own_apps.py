@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from agentdb.errors import InvalidInputError, SchemaOutOfDateError
+from agentdb.errors import AgentDbError, InvalidInputError, SchemaOutOfDateError
 
 if TYPE_CHECKING:
     from django.apps import AppConfig
@@ -33,34 +31,6 @@ def app_names(apps: Sequence[str] | None) -> list[str] | None:
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and value.strip() != ""
-
-
-def check_apps(names: Sequence[str]) -> None:
-    """Raise ``InvalidInputError`` for a name that is not a Django app, and for two apps with one label.
-
-    Call it before Django is configured, which a process can do only once.
-    """
-    known = {"agentdb": "agentdb"}
-    for name in names:
-        label = _config(name).label
-        if label in known:
-            raise InvalidInputError(
-                f"The apps {known[label]!r} and {name!r} have the same label, {label!r}. Name each app once, or give "
-                "one of them another label in its AppConfig."
-            )
-        known[label] = name
-
-
-def check_migrations(names: Sequence[str]) -> None:
-    """Raise ``InvalidInputError`` for an app with models but no migrations, which would get no tables."""
-    for name in names:
-        package = _config(name).name
-        if find_spec(f"{package}.models") is not None and not _has_migrations(package):
-            label = _config(name).label
-            raise InvalidInputError(
-                f"The app {name!r} has models and no migrations, so its tables would never be created. Run "
-                f"'{APPS_VARIABLE}={name} agentdb makemigrations {label}' once, and keep the files that it writes."
-            )
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -88,7 +58,7 @@ def installed_names() -> list[str]:
 
 
 def labels_of(names: Sequence[str]) -> list[str]:
-    """Return the apps' labels."""
+    """Return the apps' labels; ``InvalidInputError`` names one that cannot be loaded."""
     return [_config(name).label for name in names]
 
 
@@ -101,14 +71,17 @@ def with_apps(database: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {**database, "AGENTDB": own_options}
 
 
-def schema_problem(
-    connection: BaseDatabaseWrapper, place: str
-) -> SchemaOutOfDateError | None:
-    """Return a sentence about missing migrations of the database's apps, with the command to run."""
-    names = _apps_of(connection)
+def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError | None:
+    """Return why agentdb or the database's apps cannot work on the tables, with the command to run."""
+    from agentdb.schema import migration_record
+
+    problem = migration_record.schema_problem(connection, place)
+    if problem is not None:
+        return problem
     pending = tuple(_pending_migrations(connection))
     if not pending:
         return None
+    names = _apps_of(connection)
     return SchemaOutOfDateError(
         f"{place} lacks the migrations {', '.join(pending)}. Run 'agentdb migrate' with "
         f"{APPS_VARIABLE}={','.join(names)}, or pass migrate=True.",
@@ -117,13 +90,17 @@ def schema_problem(
 
 
 def migrate(alias: str) -> None:
-    """Apply missing migrations of the database's apps; one process does so while the others wait."""
+    """Apply the missing migrations of agentdb and the database's apps; one process does so while the others wait."""
     from django.core.management import call_command
     from django.db import connections
 
+    from agentdb.schema import migration_record
     from agentdb.schema.migration_lock import migration_lock
 
+    migration_record.migrate(alias)
     connection = connections[alias]
+    if not _apps_of(connection):
+        return
     with migration_lock(connection):
         pending = _pending_migrations(connection)
         labels = {migration.partition(".")[0] for migration in pending}
@@ -173,11 +150,3 @@ def _config(name: str) -> AppConfig:
             f"The app {name!r} cannot be loaded: {in_one_line(error)}. Name a package that is a Django app and that "
             "Python can import from here."
         ) from error
-
-
-def _has_migrations(package: str) -> bool:
-    found: Any = find_spec(f"{package}.migrations")
-    return found is not None and any(
-        module.name[0] not in "_~"
-        for module in pkgutil.iter_modules(found.submodule_search_locations)
-    )

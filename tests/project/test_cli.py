@@ -253,8 +253,8 @@ def test_settings_that_cannot_be_imported_are_named(cli):
 
     assert finished.returncode == 2
     assert finished.stderr == (
-        "DJANGO_SETTINGS_MODULE names 'nowhere.settings', which cannot be imported: No module named 'nowhere'. "
-        "Correct it, or unset DJANGO_SETTINGS_MODULE.\n"
+        "Django cannot be set up: No module named 'nowhere'. Correct that, or DJANGO_SETTINGS_MODULE if it is set, and "
+        "start the process again.\n"
     )
 
 
