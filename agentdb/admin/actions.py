@@ -25,7 +25,7 @@ from agentdb.console.display import readable
 from agentdb.console.questions import ask
 from agentdb.console.reading import read
 from agentdb.errors import AgentDbError
-from agentdb.interface import Db, SandboxState, SessionRecord, SessionStatus
+from agentdb.interface import Db, SandboxState, SessionStatus
 from agentdb.models import Session
 from agentdb.querysets import ALIVE, LIVE
 from agentdb.serving.adapter import DjangoDb
@@ -46,8 +46,7 @@ TOO_LONG = "too long"
 class Action:
     """An action of Django's admin that asks first, and can also be done to one row on its page.
 
-    ``act`` gets the id, and whether the user is sure, and returns the reason if it skipped the row. It may be called
-    again after a conflict.
+    ``act`` gets the id, and returns whether it changed the row. It may be called again after a conflict.
     """
 
     # Django reads __name__ and short_description, and its templates would call whatever can be called. The model admin
@@ -56,7 +55,7 @@ class Action:
     name: str  # in Django's form
     verb: str  # in the audit log
     columns: tuple[str, ...]  # recorded there
-    act: Callable[[Db, str, bool], str | None]
+    act: Callable[[Db, str], bool]
     button: str | Promise
     asks: str | Promise  # with how many of what
     done: str | Promise
@@ -64,7 +63,9 @@ class Action:
     short_description: str | Promise = ""  # in Django's form
     deletes: bool = False
     keeps_lines: bool = False  # the result needs what the rows were before
-    only: Collection[str] = ()  # the values of the first column that it changes, or all
+    changes: Callable[[Any], bool] = lambda row: (
+        True
+    )  # whether it makes sense for a row
 
     @property
     def __name__(self) -> str:
@@ -89,71 +90,14 @@ class Action:
             return work.question(rows)
         return work.run(rows)
 
-    def changes(self, row: Any) -> bool:
-        """Return whether the row's page offers the action."""
-        value = getattr(row, self.columns[0])
-        return not self.only or value in self.only
 
-
-def _pause(db: Db, id: str, sure: bool) -> str | None:
+def _pause(db: Db, id: str) -> bool:
     # The Db compares and writes in one statement, so that a session which ends meanwhile stays ended.
-    is_paused = db.update_session_status(
+    return db.update_session_status(
         id,
         SessionStatus.PAUSED,
         only_if=(SessionStatus.ACTIVE, SessionStatus.STARTING),
     )
-    if is_paused:
-        return None
-    return _status_of(db, id)
-
-
-def _status_of(db: Db, id: str) -> str | None:
-    """Return the status for which a session was skipped, or that it is gone."""
-    session = db.get_session(id)
-    if session is None:
-        return _gone(False)
-    return session.status
-
-
-def _cool(db: Db, id: str, sure: bool) -> str | None:
-    # A row that would not change does not belong in the audit log.
-    sandbox = db.get_sandbox(id)
-    is_cold = sandbox is not None and sandbox.state == SandboxState.COLD
-    if is_cold:
-        return gettext("already cold")
-    is_there = db.update_sandbox_state(id, SandboxState.COLD)
-    return _gone(is_there)
-
-
-def _delete_sandbox(db: Db, id: str, sure: bool) -> str | None:
-    # The page asks once more about live sessions; after that the user is sure.
-    if not sure and _live_session(db, id):
-        return gettext("a live session runs in it")
-    is_there = db.delete_sandbox(id)
-    return _gone(is_there)
-
-
-def _live_session(db: Db, sandbox_id: str) -> SessionRecord | None:
-    """Return the live session for which the sandbox is up; ``_endangered`` counts these beforehand."""
-    sandbox = db.get_sandbox(sandbox_id)
-    if sandbox is None or sandbox.state not in ALIVE:
-        return None
-    if not sandbox.session_id:
-        return None
-    session = db.get_session(sandbox.session_id)
-    if session is None or session.status not in LIVE:
-        return None
-    return session
-
-
-def _revoke(db: Db, id: str, sure: bool) -> str | None:
-    is_there = db.delete_api_key(id)
-    return _gone(is_there)
-
-
-def _gone(is_there: bool) -> str | None:
-    """Return why a row was skipped that somebody deleted since it was ticked; None if it is there."""
-    return None if is_there else gettext("no longer there")
 
 
 PAUSE = Action(
@@ -169,25 +113,26 @@ PAUSE = Action(
     ),
     short_description=gettext_lazy("Pause selected sessions"),
     keeps_lines=True,
-    only=LIVE,
+    changes=lambda row: row.status in LIVE,
 )
 COOL = Action(
     "mark_cold",
     "mark cold",
     ("state",),
-    _cool,
+    lambda db, id: db.update_sandbox_state(id, SandboxState.COLD),
     gettext_lazy("Mark cold"),
     gettext_lazy("Mark %s cold"),
     gettext_lazy("Marked %s cold"),
     gettext_lazy("This records that no process runs in them; it does not stop one."),
     short_description=gettext_lazy("Mark selected sandboxes cold"),
-    only=[str(state) for state in SandboxState if state != SandboxState.COLD],
+    # A row that would not change does not belong in the audit log.
+    changes=lambda row: row.state != SandboxState.COLD,
 )
 DELETE_SANDBOX = Action(
     "delete_sandboxes",
     "delete",
     ("state", "workspace_dir"),
-    _delete_sandbox,
+    lambda db, id: db.delete_sandbox(id),
     gettext_lazy("Delete"),
     gettext_lazy("Delete %s"),
     gettext_lazy("Deleted %s"),
@@ -202,7 +147,7 @@ REVOKE = Action(
     "revoke_keys",
     "revoke",
     ("label",),
-    _revoke,
+    lambda db, id: db.delete_api_key(id),
     gettext_lazy("Revoke"),
     gettext_lazy("Revoke %s"),
     gettext_lazy("Revoked %s"),
@@ -329,15 +274,16 @@ class Work:
         alias = router.db_for_write(self.model_admin.model)
         rows = self.model_admin.get_queryset(self.request).using(alias)
         entry = Entry(self.action.verb)
-        reasons: dict[str, str | None] = {}
+        reasons: dict[str, str] = {}
 
         # After a conflict, run_transaction calls this again, and only what the last call noted was stored.
         def act_and_write(db: Db) -> None:
             nonlocal entry
-            found = list(rows.filter(pk__in=ids).order_by("pk"))
+            found = rows.filter(pk__in=ids).order_by("pk")
+            kept = self._kept(found)
+            row_of = {row.pk: row for row in found}
             for id in ids:
-                reasons[id] = self.action.act(db, id, self.asked.sure)
-            # Without a reason to skip it, a row was changed.
+                reasons[id] = self._change(db, row_of.get(id), kept)
             changed = [row for row in found if not reasons[row.pk]]
             if rows.model is Session:
                 # An operator's write is not a sign of life, but the Db sets last_active_at with every status. The rows
@@ -373,17 +319,34 @@ class Work:
             if why:
                 self.skipped.setdefault(why, []).append(id)
 
+    def _kept(self, rows: QuerySet[Any]) -> Collection[str]:
+        """Return the ids of the rows that are changed only if the user is sure."""
+        if self.action is not DELETE_SANDBOX or self.asked.sure:
+            return ()
+        endangered = _endangered(rows)
+        return {row.pk for row in endangered}
+
+    def _change(self, db: Db, row: Any, kept: Collection[str]) -> str:
+        """Act on a row, which is None if it is gone. Return why it was skipped, or '' if it was changed."""
+        if row is None:
+            return gettext("no longer there")
+        if row.pk in kept:
+            return gettext("a live session runs in it")
+        if self.action.changes(row) and self.action.act(db, row.pk):
+            return ""
+        return str(getattr(row, self.action.columns[0]))
+
     def _values(self, rows: Iterable[Any]) -> dict[str, Any]:
         """Return what the audit log records of each row, by id: a value, or several by column."""
         # With one column, the log's line has {"id": "active"} instead of {"id": {"status": "active"}}.
-        columns = self.action.columns
+        first, *others = self.action.columns
         values: dict[str, Any] = {}
         for row in rows:
-            of_row = {column: getattr(row, column) for column in columns}
-            if len(columns) == 1:
-                values[row.pk] = of_row[columns[0]]
-            else:
-                values[row.pk] = of_row
+            values[row.pk] = getattr(row, first)
+            if others:
+                values[row.pk] = {
+                    column: getattr(row, column) for column in self.action.columns
+                }
         return values
 
     def question(self, rows: QuerySet[Any]) -> HttpResponse:
@@ -399,7 +362,9 @@ class Work:
         named = found[:NAMED]
         endangered: int | None = 0
         if self.action is DELETE_SANDBOX:
-            endangered = _endangered(rows)
+            # All sandboxes of a large tenant may be meant: without an answer in time the page asks anyway.
+            count_them = _endangered(rows).count
+            endangered = ask(connections[rows.db], count_them).value
         return self._page(
             "confirm_action",
             count,
@@ -504,19 +469,14 @@ def pause_runner(
     return work.run(sessions)
 
 
-def _endangered(rows: QuerySet[Any]) -> int | None:
-    """Return how many of the sandboxes have a live session; None if that takes too long.
-
-    All sandboxes of a large tenant may be meant: without an answer the page asks anyway.
-    """
-    live = Session.objects.using(rows.db).live()
+def _endangered(sandboxes: QuerySet[Any]) -> QuerySet[Any]:
+    """Return those of the sandboxes that are up and have a live session."""
+    live = Session.objects.using(sandboxes.db).live()
     its_session = live.filter(pk=OuterRef("session_id"))
-    found = rows.filter(
+    return sandboxes.filter(
         Exists(its_session),
         state__in=ALIVE,
     )
-    answer = ask(connections[rows.db], found.count)
-    return answer.value
 
 
 # -- lines of the audit log: what rows were before
@@ -604,15 +564,12 @@ def _resume(
 ) -> HttpResponse:
     """Set the sessions, those that are still paused, to the statuses by id."""
 
-    def act(db: Db, id: str, sure: bool) -> str | None:
-        is_resumed = db.update_session_status(
+    def act(db: Db, id: str) -> bool:
+        return db.update_session_status(
             id,
             SessionStatus(before[id]),
             only_if=SessionStatus.PAUSED,
         )
-        if is_resumed:
-            return None
-        return _status_of(db, id)
 
     resume = replace(RESUME, act=act)
     asked = Asked.of(request)._replace(ids=list(before), confirmed=len(before))

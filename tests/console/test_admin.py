@@ -1219,7 +1219,7 @@ def test_marking_cold_leaves_last_used_alone(site: Site):
     after = Sandbox.objects.using(site.alias).get(pk="b0004")
     assert (after.state, after.last_used_at) == ("cold", before.last_used_at)
     assert "Marked 1 sandbox cold" in answer.text
-    assert "Skipped 1 (already cold): b0000" in answer.text
+    assert "Skipped 1 (cold): b0000" in answer.text
 
 
 def test_deleting_sandboxes_removes_the_chosen_ones_only(site: Site):
