@@ -38,7 +38,7 @@ PAGES = {
     "sessions, past hour": "/admin/agentdb/session/?age=1h",
     "sessions, old": "/admin/agentdb/session/?age=over7d",
     "sessions, last active": "/admin/agentdb/session/?active=5m",
-    "sessions, oldest first": "/admin/agentdb/session/?sort=created_at",
+    "sessions, oldest first": "/admin/agentdb/session/?o=8",
     "sessions of a sandbox": "/admin/agentdb/session/?sandbox_id=b-0000123",
     "sessions, no such runner": "/admin/agentdb/session/?tenant_id=tenant-77&runner_id=nobody&status=active",
     "a session": "/admin/agentdb/session/s-0000123/change/",

@@ -34,9 +34,7 @@ COUNT_SECONDS = 1.0
 # Out of the five seconds of a page. A query without an index reads a million rows in less than a second.
 SEARCH_SECONDS = 3.0
 
-# Query parameters of a list besides its filters.
-AFTER = "after"
-SORT = "sort"
+AFTER = "after"  # the query parameter of a page's place
 
 
 class Order(NamedTuple):
@@ -44,17 +42,6 @@ class Order(NamedTuple):
 
     at: str
     oldest_first: bool = False
-
-    @property
-    def parameter(self) -> str:
-        """The value in the address, which Django writes in this way too: "-created_at" is the newest first."""
-        if self.oldest_first:
-            return self.at
-        return f"-{self.at}"
-
-    @property
-    def reversed(self) -> Order:
-        return Order(self.at, not self.oldest_first)
 
     def expressions(self) -> list[Any]:
         # The id makes the order total: without it, rows of the same instant could be on two pages or on none. Its order
@@ -121,31 +108,22 @@ class RowList(ChangeList):
     sentences: list[str]  # what the address means, where that is not what it says
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
-        """Leave out our own parameters, which Django would take for lookups on columns, and refuse."""
+        """Leave out our own parameter, which Django would take for a lookup on a column, and refuse."""
         found = super().get_filters_params(params)
         found.pop(AFTER, None)
-        found.pop(SORT, None)
         return found
 
     def get_ordering(self, request: HttpRequest, queryset: Any) -> Any:
-        """Return the order that the address asks for, or the list's own one; sets ``order``."""
+        """Return the order that Django reads from the address, or the list's own one; sets ``order``."""
         # Django builds the links of filters and headings from these parameters. Without the place in them, a link that
         # changes a filter leads to the first page.
         self.params.pop(AFTER, None)
         self.filter_params.pop(AFTER, None)
-        asked = request.GET.get(SORT, "")
+        # Django sorts by several columns, of which a list takes the first.
+        asked = str(super().get_ordering(request, queryset)[0])
         at = asked.removeprefix("-")
-        order = self.own_order
-        if at in self.model_admin.orders:
-            order = Order(at, oldest_first=at == asked)
-        self.order = order
-        return order.expressions()
-
-    @property
-    def own_order(self) -> Order:
-        """The newest first, by the timestamp that has an index; by another one, a page sorts the table."""
-        indexed = next(iter(self.model_admin.orders))
-        return Order(indexed)
+        self.order = Order(at, oldest_first=at == asked)
+        return self.order.expressions()
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the page's rows, and what they name, and count all that match.
@@ -194,7 +172,7 @@ class RowList(ChangeList):
                 return read(wanted, self.problems)
         except Unanswered as error:
             # If even an indexed query is slow, the database has a problem.
-            is_search = self.set_filters or self.order.at != self.own_order.at
+            is_search = self.set_filters or self.order.at != self.model_admin.indexed
             if not (error.is_cut_off and is_search):
                 raise
         self.is_cut_off = True
@@ -231,10 +209,6 @@ class RowList(ChangeList):
     def _misunderstood(self, request: HttpRequest) -> list[str]:
         """Return a sentence for each part of the address that is invalid."""
         found = [spec.mistake for spec in self._active if spec.mistake]
-        asked = request.GET.get(SORT, "")
-        if asked not in ("", self.order.parameter):
-            text = gettext("%s is not an order of this list.")
-            found.append(text % f"{SORT}={asked[:60]}")
         if ERROR_FLAG in request.GET:
             found.append(
                 gettext("The link names an invalid position; this is the first page.")
@@ -246,14 +220,3 @@ class RowList(ChangeList):
         """The model's name, in the number of the rows on all pages; the plural if that is unknown."""
         rows = self.total.rows if self.total else 0
         return name_of(self.model, rows)
-
-    def order_url(self, order: Order) -> str:
-        """Return the link to this list in another order; it begins at the first page."""
-        parameter = None if order == self.own_order else order.parameter
-        return self.get_query_string({SORT: parameter})
-
-    def order_name(self, order: Order) -> str:
-        """Return what the heading's link says, such as "oldest first"."""
-        newest_first, oldest_first = self.model_admin.orders[order.at]
-        name = oldest_first if order.oldest_first else newest_first
-        return str(name)

@@ -191,17 +191,15 @@ class AgeFilter(ColumnFilter):
 
 
 class PeriodFilter(ColumnFilter):
-    """One end of a period of the timestamp that orders the list: 14:00, 2d, 2026-03-14."""
+    """One end of a period of the timestamp that has an index: 14:00, 2d, 2026-03-14."""
 
     is_link_only = is_typed = True
     lookup: ClassVar[str]
 
     def condition(self) -> Q:
         """Return this end of the period. ``moment`` raises ``ValueError`` for a text that is not a time."""
-        # The first order of a list is by the timestamp that has an index.
-        column = next(iter(self.model_admin.orders))
         at = moment(self.value(), timezone.now())
-        wanted = {f"{column}__{self.lookup}": at}
+        wanted = {f"{self.model_admin.indexed}__{self.lookup}": at}
         return Q(**wanted)
 
 

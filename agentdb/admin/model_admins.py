@@ -85,30 +85,36 @@ Cell = Callable[[Any, Any], Any]
 def shown(
     column: str,
     name: Any,
-    show: Callable[[Any], Any] = when,
+    show: Callable[[Any], Any],
 ) -> Cell:
-    """Return a column of a list that shows a value, by default as a relative time."""
+    """Return a column of a list that shows a value."""
 
     def show_value(site: admin.AdminSite, row: Any) -> Any:
         value = getattr(row, column)
         return show(value)
 
-    return linked(name, show_value, ordering=column)
+    return linked(name, show_value)
 
 
-def linked(
-    name: Any,
-    show: Callable[[Any, Any], Any],
-    ordering: str = "",
-) -> Cell:
+def linked(name: Any, show: Callable[[Any, Any], Any]) -> Cell:
     """Return a column of a list that shows something of a row, with links to other pages of the site.
 
-    ``show`` gets the site and the row. ``ordering`` is the timestamp by which the heading sorts.
+    ``show`` gets the site and the row.
     """
 
-    @admin.display(description=name, ordering=ordering)
+    @admin.display(description=name)
     def cell(model_admin: Any, row: Any) -> Any:
         return show(model_admin.admin_site, row)
+
+    return cell
+
+
+def timed(column: str, name: Any) -> Cell:
+    """Return a column of a list that shows a timestamp as a relative time, and whose heading sorts by it."""
+
+    @admin.display(description=name, ordering=column)
+    def cell(model_admin: Any, row: Any) -> Any:
+        return when(getattr(row, column))
 
     return cell
 
@@ -134,20 +140,13 @@ def never(model_admin: Any, request: HttpRequest, *row: Any, **more: Any) -> boo
 class ReadFirstAdmin(ModelAdmin):
     """A read-only admin: pages need the view permission, actions the change permission, and no form edits a row."""
 
-    # The timestamps that can order a list, with the name of each order. The first has an index.
-    orders: ClassVar[Mapping[str, tuple[Any, Any]]] = {
-        "created_at": (
-            gettext_lazy("newest first"),
-            gettext_lazy("oldest first"),
-        ),
-    }
+    # By the timestamp that has an index, newest first. By another one, a page sorts the table.
+    ordering = ("-created_at",)
     actions: Sequence[Action] = ()
     # Views of pages besides lists and rows, which get the model admin and the request.
     views: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     list_per_page = 50
     paginator = Uncounted
-    # Django sorts by any column, in any combination. These lists sort by timestamps, see changelist.
-    sortable_by = ()
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER  # they count the rows of each choice
     list_display_links = None  # the columns have links of their own
@@ -204,6 +203,11 @@ class ReadFirstAdmin(ModelAdmin):
             raise PermissionDenied
         rows = self.get_changelist_instance(request)
         return export(request, cast(RowList, rows), kind)
+
+    @property
+    def indexed(self) -> str:
+        """The timestamp by which the list is sorted at first."""
+        return str(self.ordering[0]).removeprefix("-")
 
     @property
     def alias(self) -> str:
@@ -295,24 +299,17 @@ class ReadFirstAdmin(ModelAdmin):
         box = forms.CheckboxInput(attributes, check_test=lambda value: False)
         return box.render(helpers.ACTION_CHECKBOX_NAME, obj.pk)
 
-    id_link = linked(gettext_lazy("id"), row_link, "id")
+    id_link = linked(gettext_lazy("id"), row_link)
     tenant = linked(
         gettext_lazy("tenant"),
         lambda site, row: tenant_link(site, row.tenant_id),
     )
     agent = linked(gettext_lazy("agent"), rows.agent_link)
-    created = shown("created_at", gettext_lazy("created"))
+    created = timed("created_at", gettext_lazy("created"))
 
 
 @admin.register(Agent)
 class AgentAdmin(ReadFirstAdmin):
-    orders = {
-        **ReadFirstAdmin.orders,
-        "updated_at": (
-            gettext_lazy("deployed last first"),
-            gettext_lazy("deployed longest ago first"),
-        ),
-    }
     list_display = (
         "name_link",
         "tenant",
@@ -342,20 +339,13 @@ class AgentAdmin(ReadFirstAdmin):
     sessions = those_of_agent(Session, gettext_lazy("sessions"))
     sandboxes = those_of_agent(Sandbox, gettext_lazy("sandboxes"))
     shown_path = shown("path", gettext_lazy("path"), short_path)
-    updated = shown("updated_at", gettext_lazy("updated"))
+    updated = timed("updated_at", gettext_lazy("updated"))
 
     views = {"tenant": pages.tenant}
 
 
 @admin.register(Session)
 class SessionAdmin(ReadFirstAdmin):
-    orders = {
-        **ReadFirstAdmin.orders,
-        "last_active_at": (
-            gettext_lazy("last active first"),
-            gettext_lazy("longest silent first"),
-        ),
-    }
     list_display = (
         "id_link",
         "status_badge",
@@ -403,18 +393,12 @@ class SessionAdmin(ReadFirstAdmin):
         gettext_lazy("runner"),
         lambda site, row: runner_link(site, row.runner_id),
     )
-    last_active = shown("last_active_at", gettext_lazy("last active"))
+    last_active = timed("last_active_at", gettext_lazy("last active"))
 
 
 @admin.register(Sandbox)
 class SandboxAdmin(ReadFirstAdmin):
-    orders = {
-        "last_used_at": (
-            gettext_lazy("last used first"),
-            gettext_lazy("longest unused first"),
-        ),
-        **ReadFirstAdmin.orders,
-    }
+    ordering = ("-last_used_at",)
     list_display = (
         "id_link",
         "state_badge",
@@ -448,7 +432,7 @@ class SandboxAdmin(ReadFirstAdmin):
 
     session = linked(gettext_lazy("session"), rows.other_link)
     workspace = shown("workspace_dir", gettext_lazy("workspace dir"), short_path)
-    last_used = shown("last_used_at", gettext_lazy("last used"))
+    last_used = timed("last_used_at", gettext_lazy("last used"))
 
 
 @admin.register(ApiKey)

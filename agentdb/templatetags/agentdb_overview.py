@@ -13,12 +13,10 @@ from django.db.models import Model
 from django.template import Context
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.text import capfirst
 from django.utils.translation import gettext
 
 from agentdb.admin import overview
 from agentdb.admin.audit import keeps_history
-from agentdb.admin.changelist import Order, RowList
 from agentdb.admin.display import (
     badge,
     heading_of,
@@ -129,48 +127,6 @@ def icon(name: str) -> SafeString:
         '<svg class="agentdb-icon" aria-hidden="true"><use href="#agentdb-i-{}"></use></svg>',
         name,
     )
-
-
-@register.simple_tag
-def agentdb_order(cl: RowList) -> SafeString:
-    """The order of a list, with a link to the opposite one."""
-    text = cl.order_name(cl.order)
-    return _sort_link(cl, cl.order.reversed, text, "sort")
-
-
-def _sort_link(cl: RowList, order: Order, text: str, sign: str) -> SafeString:
-    """Return a link to the list in the order, with an icon."""
-    return format_html(
-        '<a href="{}" title="{}">{} {}</a>',
-        cl.order_url(order),
-        cl.order_name(order),
-        text,
-        icon(sign),
-    )
-
-
-@register.simple_tag
-def agentdb_head(cl: RowList, number: int, header: Any) -> dict[str, Any]:
-    """A column's heading; a timestamp's is a link that sorts by it.
-
-    The column by which the list is sorted has an arrow, and its link the opposite order.
-    """
-    column = getattr(cl.model_admin, str(cl.list_display[number]), None)
-    at = getattr(column, "admin_order_field", "")
-    text = header["text"]
-    # The checkbox for all rows is markup and stays as it is.
-    if not isinstance(text, SafeString):
-        text = capfirst(text)
-    if at not in cl.model_admin.orders:
-        return {"shown": text}
-    if cl.order.at != at:
-        return {"shown": _sort_link(cl, Order(at), text, "sort"), "sorted": ""}
-    direction = "ascending" if cl.order.oldest_first else "descending"
-    sign = direction.removesuffix("ending")
-    return {
-        "shown": _sort_link(cl, cl.order.reversed, text, sign),
-        "sorted": direction,
-    }
 
 
 @register.inclusion_tag("admin/agentdb/overview.html", takes_context=True)
