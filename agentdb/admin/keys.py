@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import secrets
+import uuid
 from typing import Any
 
 from django import forms
-from django.contrib import messages
 from django.core.validators import RegexValidator
 from django.db import router
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.debug import sensitive_variables
 
 from agentdb.admin.audit import Entry, log_in_project, record, refuse
-from agentdb.admin.display import list_url, page
+from agentdb.admin.display import page
 from agentdb.console.figures import amount
-from agentdb.errors import AgentDbError
+from agentdb.errors import AgentDbError, DuplicateKeyError
+from agentdb.keys import KeyHashes
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.serving.adapter import DjangoDb
 
-# In the session: the forms that have issued a key.
-USED_FORMS = "agentdb_used_key_forms"
-MOST_REMEMBERED = 100
-
 
 class IssueKeyForm(forms.Form):
-    """What a key is issued for; ``once`` tells this form from others, so that sending it again is noticed."""
+    """What a key is issued for, and its id: sending the form again would insert the same row, which is refused."""
 
     tenant_id = forms.CharField(
         label=gettext_lazy("Tenant"),
@@ -39,33 +35,24 @@ class IssueKeyForm(forms.Form):
         required=False,
         help_text=gettext_lazy("What the key is for: a person, a program."),
     )
-    once = forms.CharField(widget=forms.HiddenInput)
+    id = forms.UUIDField(initial=uuid.uuid4, widget=forms.HiddenInput)
 
 
 def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
     """Show the form, or issue the key that it asks for. Reloading the result issues no second one."""
     if not model_admin.has_add_permission(request):
         refuse(request, "issue")
-    initial = {"once": secrets.token_hex(8)}
-    form = IssueKeyForm(request.POST or None, initial=initial)
+    form = IssueKeyForm(request.POST or None)
     if form.is_valid():
-        once = form.cleaned_data["once"]
-        used: list[str] = request.session.get(USED_FORMS, [])
-        if once in used:
-            again = gettext(
-                "This form has already been used. A key is shown once; issue another one if it was lost."
-            )
-            model_admin.message_user(request, again, messages.WARNING)
-            url = list_url(model_admin.admin_site, ApiKey)
-            return HttpResponseRedirect(url)
         try:
-            response = _issue(model_admin, request, form.cleaned_data)
+            return _issue(model_admin, request, form.cleaned_data)
+        except DuplicateKeyError:
+            again = gettext(
+                "This form has been used, and its key was shown. Open the form again to issue another one."
+            )
+            form.add_error(None, again)
         except AgentDbError as error:
             form.add_error(None, str(error))
-        else:
-            used.append(once)
-            request.session[USED_FORMS] = used[-MOST_REMEMBERED:]
-            return response
     return page(
         model_admin,
         request,
@@ -75,9 +62,11 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
     )
 
 
-@sensitive_variables("plain", "response", "content")  # hidden in Django's error reports
+@sensitive_variables(
+    "plain", "key_hash", "response", "content"
+)  # hidden in Django's error reports
 def _issue(
-    model_admin: Any, request: HttpRequest, asked: dict[str, str]
+    model_admin: Any, request: HttpRequest, asked: dict[str, Any]
 ) -> HttpResponse:
     """Issue the key, write the audit log, and return the page that shows the key."""
     tenant_id = asked["tenant_id"]
@@ -87,8 +76,14 @@ def _issue(
         amount(alias, model, tenant_id).rows
         for model in (Agent, Session, Sandbox, ApiKey)
     )
+    plain, key_hash = KeyHashes().generate()
     db = DjangoDb(router.db_for_write(ApiKey))
-    plain, issued = db.issue_api_key(tenant_id, asked["label"])
+    issued = db.insert_api_key(
+        str(asked["id"]),
+        tenant_id,
+        key_hash,
+        asked["label"],
+    )
     row = model_admin.get_queryset(request).get(pk=issued.id)
     entry = Entry("issue", [row], after={row.pk: row.label})
     record(request, entry)

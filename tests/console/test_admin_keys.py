@@ -21,8 +21,8 @@ from tests.helpers.admin_fixtures import Page, Site
 PLAIN = "agentdb_" + "s3cret" * 7
 
 
-def once(page: Page) -> str:
-    match = re.search(r'name="once" value="([0-9a-f]{16})"', page.html)
+def new_id(page: Page) -> str:
+    match = re.search(r'name="id" value="([0-9a-f-]{36})"', page.html)
     assert match is not None
     return match[1]
 
@@ -33,7 +33,7 @@ def issue(
     data: dict[str, Any] = {
         "tenant_id": tenant_id,
         "label": label,
-        "once": once(site.get("agentdb/apikey/add/")),
+        "id": new_id(site.get("agentdb/apikey/add/")),
     }
     return site.post("agentdb/apikey/add/", follow=False, **data), data
 
@@ -84,9 +84,10 @@ def test_sending_the_form_again_issues_nothing_and_shows_nothing(
 
     assert len(site.db.list_api_keys_by_tenant("acme")) == 1
     assert shown_key(first) not in again.html
-    assert again.messages == [
-        "This form has already been used. A key is shown once; issue another one if it was lost."
-    ]
+    assert (
+        "This form has been used, and its key was shown. Open the form again to issue another one."
+        in again.text
+    )
 
 
 @pytest.mark.parametrize("tenant_id", ["   ", "\t", "\u00a0"])
@@ -110,11 +111,11 @@ def test_key_of_a_tenant_that_has_nothing_comes_with_a_warning(
 
 
 def test_two_open_forms_can_both_be_sent(site: Site, superuser: User):
-    forms = [once(site.get("agentdb/apikey/add/")) for _ in range(2)]
+    forms = [new_id(site.get("agentdb/apikey/add/")) for _ in range(2)]
 
     for each in forms:
         shown_key(
-            site.post("agentdb/apikey/add/", tenant_id="acme", label="x", once=each)
+            site.post("agentdb/apikey/add/", tenant_id="acme", label="x", id=each)
         )
 
     assert len(site.db.list_api_keys_by_tenant("acme")) == 2
@@ -146,7 +147,7 @@ def test_issuing_needs_the_add_permission(site: Site):
 
     assert site.get("agentdb/apikey/add/").status == 403
     assert (
-        site.post("agentdb/apikey/add/", tenant_id="acme", label="x", once="x").status
+        site.post("agentdb/apikey/add/", tenant_id="acme", label="x", id="x").status
         == 403
     )
     assert "Issue API key" not in site.get("agentdb/apikey/").text

@@ -385,7 +385,7 @@ def test_key_is_issued_shown_once_and_revoked(page: Page):
     keep(page, "key")
 
     page.reload()
-    expect(page.get_by_text("This form has already been used.")).to_be_visible()
+    expect(page.get_by_text("This form has been used")).to_be_visible()
     assert key not in page.content()
     page.go_back()
     assert key not in page.content()

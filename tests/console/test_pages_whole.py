@@ -259,7 +259,7 @@ def _plain(site: Site, line: str) -> str:
     connection = connections[site.alias]
     line = re.sub(rf"{connection.display_name} [\d.]+", "ENGINE", line)
     line = re.sub(r"^agentdb( \d.*)?$", "VERSION", line)
-    line = re.sub(r"once [0-9a-f]{16}$", "once RANDOM", line)
+    line = re.sub(r"id [0-9a-f-]{36}$", "id RANDOM", line)
     name = str(connection.settings_dict["NAME"])
     place = (
         [repr(name), name]
