@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -16,6 +16,9 @@ from django.db.backends.signals import connection_created
 from agentdb.schema.inspection import sqlite_path
 from agentdb.serving.connections.base import Slot, left_to_the_parent
 from agentdb.serving.connections.sqlite import inherited
+
+if TYPE_CHECKING:
+    from agentdb.serving.connections.threads import Threads
 
 _LONGEST_WAIT_FOR_A_CLOSE_SECONDS = 1.0
 _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS = 1.0
@@ -26,19 +29,6 @@ _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS = (
 
 # Of SQLite files, the host's among them.
 _wrappers: weakref.WeakSet[BaseDatabaseWrapper] = weakref.WeakSet()
-
-
-class Forks(Protocol):
-    """Connections that a fork affects: the ``Threads`` of an alias, whose module imports this one."""
-
-    def slots(self) -> list[Slot]:
-        """Return the slots of all threads."""
-
-    def may_close(self, slot: Slot) -> bool:
-        """Whether the parent may close this idle connection before the fork."""
-
-    def after_fork(self, held: list[Slot]) -> None:
-        """In the child, drop the parent's connections; ``held`` are the slots that were idle."""
 
 
 class Forking:
@@ -54,7 +44,7 @@ class Forking:
     def __init__(self) -> None:
         # No connection may be opened between the check and the fork.
         self.opening = threading.RLock()
-        self._all: weakref.WeakSet[Forks] = weakref.WeakSet()
+        self._all: weakref.WeakSet[Threads] = weakref.WeakSet()
         self._files: set[object] = (
             set()
         )  # names of SQLite databases that a Db has opened
@@ -62,7 +52,7 @@ class Forking:
         self.under_way = False
         self._held: list[Slot] = []
 
-    def include(self, threads: Forks, file: object | None) -> None:
+    def include(self, threads: Threads, file: object | None) -> None:
         """Handle these slots at a fork; ``file`` is the name of a SQLite database."""
         with self.opening:
             self._all.add(threads)
@@ -125,16 +115,16 @@ class Forking:
 
     def after_in_child(self) -> None:
         """Drop the parent's connections, and take note of those that cannot be closed here."""
-        # Only this thread exists in the child. Locks that others held stay locked, so everything that has one gets a
-        # new one.
-        for threads in list(self._all):
-            threads.after_fork(self._held)
         for wrapper in {*_wrappers, *connections.all(initialized_only=True)}:
             if self._is_known_file(wrapper) and wrapper.connection is not None:
                 _undo_copy(wrapper)
                 # A host's transaction around the fork, which ends in the parent.
                 if wrapper.in_atomic_block:
                     wrapper.closed_in_transaction = wrapper.needs_rollback = True
+        # Only this thread exists in the child. Locks that others held stay locked, so everything that has one gets a
+        # new one.
+        for threads in list(self._all):
+            threads.after_fork(self._held)
         inherited.note(self._files)
         self.after_in_parent()
 
@@ -148,18 +138,6 @@ class Forking:
 def _remember(connection: BaseDatabaseWrapper, **_: Any) -> None:
     if sqlite_path(connection) is not None:
         _wrappers.add(connection)
-
-
-def leave_to_the_parent(slot: Slot) -> None:
-    """Drop an inherited connection without closing it: two processes on one socket corrupt both."""
-    raw = slot.wrapper.connection
-    if raw is None:
-        return
-    if slot.engine.has_server:
-        left_to_the_parent.append(raw)
-    else:
-        _undo_copy(slot.wrapper)
-    slot.wrapper.connection = None
 
 
 def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:

@@ -41,11 +41,6 @@ def cannot_load(engine: str, error: BaseException) -> str:
     while error.__context__ is not None:  # Django's own error does not give the reason
         error = error.__context__
     reason = in_one_line(error)
-    if engine == "django.db.backends.postgresql":
-        return (
-            f"PostgreSQL's driver psycopg cannot be loaded: {reason}. Install it again: "
-            "pip install --force-reinstall 'psycopg[binary]'."
-        )
     return (
         f"The database engine {engine!r} cannot be loaded: {reason}. Install its package, or correct ENGINE in "
         "DATABASES."

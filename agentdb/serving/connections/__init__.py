@@ -44,12 +44,9 @@ def engine_of(
             ) from error
 
         return PostgresEngine(wrapper.settings_dict, owned=owned, vendor=wrapper.vendor)
-    if wrapper.vendor == "unknown":
-        raise AgentDbError(
-            f"The alias {wrapper.alias!r} names no database. Give it one in DATABASES."
-        )
+    engine = wrapper.settings_dict["ENGINE"]  # the dummy of an alias without a database
     raise AgentDbError(
-        f"agentdb does not know the engine {wrapper.vendor!r} of the alias {wrapper.alias!r}."
+        f"agentdb does not know the engine {engine!r} of the database alias {wrapper.alias!r}. Correct DATABASES."
     )
 
 

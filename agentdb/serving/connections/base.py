@@ -259,7 +259,7 @@ class Slot:
         if self.wrapper.autocommit and not connection.is_clean():
             self.reset()
             return self._connection
-        if self._idled() or not self._is_alive(connection):
+        if not self._is_alive(connection):
             self.discard()
             return None
         return connection
@@ -287,11 +287,6 @@ class Slot:
             self.discard()
             cause = driver_error(error)
             raise self.engine.explain(Fault.LOST, cause) from cause
-
-    def _idled(self) -> bool:
-        """Whether the connection was unused for longer than ``idle_seconds``."""
-        limit = self.engine.idle_seconds
-        return limit is not None and time.monotonic() - self.used > limit
 
     def _adopted(self) -> Connection | None:
         """Return the connection that Django has opened, if it is completely set up."""

@@ -22,8 +22,8 @@ from agentdb.errors import (
     InvalidInputError,
 )
 from agentdb.serving.connections import engine_of
-from agentdb.serving.connections.base import Slot
-from agentdb.serving.forking import forking, leave_to_the_parent
+from agentdb.serving.connections.base import Slot, left_to_the_parent
+from agentdb.serving.forking import forking
 from agentdb.serving.host import cannot_load
 from agentdb.serving.transactions import block_of
 
@@ -45,7 +45,7 @@ class _EndOfThread:
     """
 
     def __init__(self) -> None:
-        self.wrappers: list[BaseDatabaseWrapper] = []
+        self.wrappers: set[BaseDatabaseWrapper] = set()
 
     def __del__(self) -> None:
         for wrapper in self.wrappers:
@@ -63,9 +63,7 @@ def _close_at_end_of_thread(wrapper: BaseDatabaseWrapper) -> None:
         return
     if not hasattr(_thread, "end"):
         _thread.end = _EndOfThread()
-    wrappers = _thread.end.wrappers
-    if wrapper not in wrappers:
-        wrappers.append(wrapper)
+    _thread.end.wrappers.add(wrapper)
 
 
 class ConnectionLimit:
@@ -299,7 +297,9 @@ class Threads:
             self._slots = weakref.WeakSet(kept)
             return
         for slot in self.slots():
-            leave_to_the_parent(slot)
+            # Of a server: not closed, because two processes on one socket corrupt both. Of a file there is none now.
+            left_to_the_parent.append(slot.wrapper.connection)
+            slot.wrapper.connection = None
         block = block_of(own) if own is not None else None
         if own is not None and block is not None:
             # fork() inside run_transaction: the child is a copy of this frame too. The with block goes on in the
