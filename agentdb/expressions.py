@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.exceptions import FullResultSet
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import (
     DateTimeField,
+    DurationField,
     F,
     Func,
     QuerySet,
@@ -40,38 +40,63 @@ class UtcNow(Now):
         )
 
 
+class Parameter(Value):
+    """A value that a compiled statement is given by its name at each execution.
+
+    Django's compiler hands every parameter of an expression on as it is, so this object itself marks the place.
+    """
+
+    def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Any:
+        return "%s", (self,)
+
+
+def text(name: str) -> Parameter:
+    """Return a text of that name."""
+    return Parameter(name, TextField())
+
+
+def instant(name: str) -> Parameter:
+    """Return an aware ``datetime`` of that name."""
+    return Parameter(name, DateTimeField())
+
+
 class ServerNow(Now):
-    """The current time by the server's clock at the start of the statement; SQLite, without a server, gets ``here``.
+    """The current time by the server's clock at the start of the statement; SQLite gets the parameter ``now``.
 
     On CockroachDB Django's ``Now()`` is the start of the transaction.
     """
 
-    def __init__(self, here: datetime) -> None:
-        super().__init__()
-        self.here = here
-
     def as_sqlite(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
     ) -> Any:
-        return compiler.compile(Value(self.here, output_field=DateTimeField()))
+        return compiler.compile(instant("now"))
 
     as_cockroachdb = Now.as_postgresql
 
 
-class ServerAgo(ServerNow):
-    """The current time by the server's clock minus a duration; SQLite gets ``here``."""
+class ServerAgo(Now):
+    """The current time by the server's clock minus the parameter ``length``, a ``timedelta``.
 
-    def __init__(self, here: datetime, length: timedelta) -> None:
-        super().__init__(here)
-        self.length = length
+    SQLite has only the parameter, which a compiled statement replaces by that time.
+    """
+
+    def __init__(self, length: str) -> None:
+        super().__init__()
+        self.length = Parameter(length, DurationField())
 
     def as_postgresql(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
     ) -> Any:
-        sql, params = super().as_postgresql(compiler, connection, **extra)
-        return f"({sql} - %s::interval)", (*params, self.length)
+        now, _ = super().as_postgresql(compiler, connection, **extra)
+        length, params = compiler.compile(self.length)
+        return f"({now} - {length}::interval)", params
 
     as_cockroachdb = as_postgresql
+
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
+        return compiler.compile(self.length)
 
 
 class UnsyncedCommit(Func):
@@ -217,7 +242,7 @@ class OneOfRows(_OneOf):
 
 
 class OneOfTexts(_OneOf):
-    """The same for the texts of a JSON array: a list of any length in one parameter."""
+    """The same for the texts of a JSON array, the parameter of that name: a list of any length in one parameter."""
 
     templates = {
         "postgresql": "{column} = ANY(ARRAY(SELECT jsonb_array_elements_text({values}::jsonb)))",
@@ -226,4 +251,4 @@ class OneOfTexts(_OneOf):
     }
 
     def __init__(self, column: str, array: str) -> None:
-        super().__init__(F(column), Value(array, output_field=TextField()))
+        super().__init__(F(column), text(array))

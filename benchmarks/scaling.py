@@ -17,6 +17,7 @@ from django.db import connections
 
 import agentdb
 from agentdb.serving import queries
+from agentdb.serving.compiled import Scope
 from benchmarks import databases
 from benchmarks.databases import Database, Server, fill
 from benchmarks.measure import Call, interleaved
@@ -206,7 +207,6 @@ _ARGUMENTS: dict[str, Any] = {
     "older_than": databases.EPOCH + 117 * databases.SECOND,
     "ended_before": databases.EPOCH + 117 * databases.SECOND,
     "unused_since": databases.EPOCH + 117 * databases.SECOND,
-    "silent_before": databases.EPOCH + 117 * databases.SECOND,
     "silent_for": timedelta(minutes=1),
     "session_ids": "[]",
     "only_if": '["active"]',
@@ -226,7 +226,7 @@ def explain(run: Run) -> dict[str, Any]:
             wrapper.ensure_connection()
             results[engine] = {}
             for name, query in _queries():
-                statement = query.compile(wrapper)
+                statement = query.compile(Scope(wrapper))
                 params = statement.bind(_ARGUMENTS)
                 if engine == "sqlite":
                     plan = wrapper.connection.execute(

@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -127,8 +127,7 @@ class DjangoDb(KeyIssuer):
 
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
         deleted = self._executor.count_last(
-            queries.DELETE_SESSIONS_OF_AGENT,
-            queries.DELETE_AGENT,
+            queries.DELETE_AGENT_AND_SESSIONS,
             name=identifier("Agent name", name),
             tenant_id=self._tenant(tenant_id),
         )
@@ -260,7 +259,6 @@ class DjangoDb(KeyIssuer):
         if silent_for is not None:
             query = queries.CLAIM_SILENT_SESSION
             values["silent_for"] = silence(silent_for)
-            values["silent_before"] = datetime.now(UTC) - silent_for
         return self._executor.first(SessionRecord, query, **values)
 
     def get_silent_sessions(
@@ -538,7 +536,6 @@ class DjangoDb(KeyIssuer):
         if not interval:
             return self._touch_due(touch, values)
         values["interval"] = interval
-        values["touched_before"] = datetime.now(UTC) - interval
         # Read first, because most touches come too soon after another; the update checks again.
         rows = self._executor.all(_pair, touch.is_due, **values)
         recent = {id for id, is_due in rows if not is_due}

@@ -1,12 +1,12 @@
 """Django queries compiled to SQL once, and executed as cached SQL.
 
-A query is written over the models with stand-ins for its parameters::
+A query is written over the models, with named parameters in the place of values::
 
-    by_id = Select(lambda p: Session.objects.filter(id=p.text("id")))
+    by_id = Select(lambda scope: scope.rows(Session).filter(id=text("id")))
 
-Compiling it on a connection runs Django's own compiler, finds each stand-in among the compiled parameters, and keeps
-the SQL, the positions of the parameters by name, and which columns have instants. Django itself caches nothing between
-two calls of ``.get()``, and spends most of the time on building the same SQL again.
+Compiling it on a connection runs Django's own compiler, and keeps the SQL, the positions of the parameters by name,
+and which columns have instants. Django itself caches nothing between two calls of ``.get()``, and spends most of the
+time on building the same SQL again.
 """
 
 from __future__ import annotations
@@ -14,123 +14,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any, Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Count, DateTimeField, Model, QuerySet
+from django.db.models import Count, DateTimeField, DurationField, Model
 from django.db.models.constants import OnConflict
-from django.db.models.expressions import Combinable
 from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
-from django.db.models.sql import Query as SqlQuery
 from django.db.models.sql.compiler import SQLCompiler
 
-from agentdb.expressions import ServerAgo, ServerNow
+from agentdb.expressions import Parameter, ServerNow, text
 
 Row = tuple[Any, ...]
-# The name of a value, or None for a constant; the stand-in, or the constant; the conversion.
+# The name of a value, or None for a constant; the constant; the conversion.
 Slot = tuple[str | None, Any, Callable[[Any], Any] | None]
 
-# A caller's value cannot be mistaken for a stand-in: the text is a Unicode noncharacter, and instants and lengths
-# are compared only while a query is compiled.
-_TEXT_MARK = "\ufdd0"
-_INTEGER_BASE = 987_654_000
+# The upper bound of a slice in a query whose parameter ``limit`` says how many rows. Django writes it into the SQL.
+LIMIT = 987_654_321
 ROWS_A_BATCH = 50_000
 
 
-class Parameters:
-    """Hands out stand-ins for parameters while a query is written, and finds them again in the compiled one."""
+class Scope:
+    """What a query is compiled for: a connection, and all rows or only those of the parameter ``tenant_id``."""
 
-    def __init__(self, vendor: str = "postgresql") -> None:
-        self.vendor = vendor  # Django's name of the engine that the query is for
-        self.has_server = vendor != "sqlite"  # with a clock of its own
-        self.of_tenant = False
-        self.limits: dict[str, int] = {}
-        self._instants: dict[str, datetime] = {}
-        # The name behind each stand-in, in the form in which it leaves Django's compiler.
-        self._names: dict[object, str] = {}
-        self._required: set[str] = set()
+    def __init__(
+        self, connection: BaseDatabaseWrapper, *, of_tenant: bool = False
+    ) -> None:
+        self.connection = connection
+        self.vendor = connection.vendor  # Django's name of the engine
+        self._of_tenant = of_tenant
 
     def rows(self, model: type[Model]) -> Any:
-        """Return all rows of the model, or those of the parameter ``tenant_id`` in a query for one tenant."""
-        if self.of_tenant:
+        """Return the rows of the model."""
+        if self._of_tenant:
             return self.tenant(model)
         return model._default_manager.all()
 
     def tenant(self, model: type[Model]) -> Any:
         """Return the rows of the model whose tenant is the parameter ``tenant_id``."""
         manager: Any = model._default_manager
-        return manager.of_tenant(self.text("tenant_id"))
-
-    def text(self, name: str) -> str:
-        """Return the stand-in for a text parameter."""
-        value = f"{_TEXT_MARK}{name}{_TEXT_MARK}"
-        self._names[value] = name
-        self._required.add(name)
-        return value
-
-    def instant(self, name: str) -> datetime:
-        """Return the stand-in for an aware ``datetime`` parameter."""
-        new = datetime.fromtimestamp(len(self._instants), UTC)
-        value = self._instants.setdefault(name, new)
-        compiled: object = value
-        if not self.has_server:
-            compiled = _instant_to_sqlite(value)
-        self._names[compiled] = name
-        self._required.add(name)
-        return value
-
-    def now(self) -> ServerNow:
-        """Return the current time: the server's, or on SQLite the parameter ``now``."""
-        return ServerNow(self._here("now"))
-
-    def ago(self, name: str, length: str) -> ServerAgo:
-        """Return the current time minus the parameter ``length``, a ``timedelta``; on SQLite the parameter ``name``.
-
-        So a caller gives both; a statement has only one of them.
-        """
-        stand_in = timedelta(len(self._names))
-        self._names[stand_in] = length
-        if self.has_server:
-            self._required.add(length)
-        here = self._here(name)
-        return ServerAgo(here, stand_in)
-
-    def limit(self, name: str) -> int:
-        """Return the stand-in for the upper bound of a slice, which Django writes into the SQL itself."""
-        self._required.add(name)
-        new = _INTEGER_BASE + len(self.limits)
-        return self.limits.setdefault(name, new)
-
-    def _here(self, name: str) -> datetime:
-        """Return the stand-in for an instant that is given only to a database without a clock of its own."""
-        here = self.instant(name)
-        if self.has_server:
-            # The SQL has the server's own clock in its place.
-            self._required.discard(name)
-        return here
-
-    # -- in the compiled query
-
-    def name(self, value: object) -> str | None:
-        """Return the name behind a stand-in, or None for a constant."""
-        # Compared by value: Django adapts, copies and reorders parameters, but passes each value on.
-        if not isinstance(value, str | datetime | timedelta):
-            return None  # a list has no hash
-        return self._names.get(value)
-
-    def slot(self, value: object) -> Slot:
-        """Return what a statement has in the place of this value."""
-        name = self.name(value)
-        convert = None
-        if name in self._instants and not self.has_server:
-            convert = _instant_to_sqlite
-        return name, value, convert
-
-    def without_place(self, slots: list[Slot]) -> list[str]:
-        """Return the names that must be in the statement and are not."""
-        placed = {name for name, _, _ in slots}
-        return sorted(self._required - placed)
+        return manager.of_tenant(text("tenant_id"))
 
 
 @dataclass
@@ -167,13 +89,11 @@ class Statement:
             constant if name is None else values[name] for name, constant in self.row
         ]
 
-    def convert(self, row: Row) -> Row | list[Any]:
-        """Return the row with aware ``datetime`` values.
+    def convert(self, row: Row) -> list[Any]:
+        """Return SQLite's row with aware ``datetime`` values.
 
         Raises ``ValueError``, ``AttributeError`` or ``OverflowError`` for a value that is not a timestamp.
         """
-        if not self.has_text_instants:
-            return row
         values = list(row)
         for index in self.instants:
             values[index] = _instant_from_sqlite(values[index])
@@ -183,338 +103,199 @@ class Statement:
 class Query(Protocol):
     """Something that compiles to one statement."""
 
-    def compile(self, connection: BaseDatabaseWrapper) -> Statement: ...
+    def compile(self, scope: Scope) -> Statement: ...
+
+
+class _Built:
+    """A query that is a function of its scope."""
+
+    build: Callable[[Scope], Any]
+    returning: str = ""  # a column of the changed rows, or "*"; Django has RETURNING for inserts only
+
+    def compile(self, scope: Scope) -> Statement:
+        built = self.build(scope)
+        # Several querysets are read in turn. Django's own union() refuses parts with their own limit on SQLite.
+        querysets = built if isinstance(built, list) else [built]
+        parts: list[str] = []
+        params: list[Any] = []
+        compilers: list[SQLCompiler] = []
+        for number, queryset in enumerate(querysets):
+            query = self.made(queryset.query)
+            compiler = query.get_compiler(connection=scope.connection)
+            sql, values = compiler.as_sql()
+            if len(querysets) > 1:
+                sql = f"SELECT * FROM ({sql}) part_{number}"
+            parts.append(sql)
+            params.extend(values)
+            compilers.append(compiler)
+        returned = [
+            field
+            for field in querysets[0].model._meta.concrete_fields
+            if self.returning in ("*", field.attname)
+        ]
+        # The columns of a union are those of its first part.
+        return _statement(compilers[0], " UNION ALL ".join(parts), params, returned)
+
+    def made(self, query: Any) -> Any:
+        """Return what is sent for Django's query of the rows."""
+        return query
 
 
 @dataclass(eq=False)
-class Select:
+class Select(_Built):
     """The rows of one queryset or of several in turn, with the columns in the model's order."""
 
-    build: Callable[[Parameters], QuerySet[Any] | list[QuerySet[Any]]]
-
-    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
-        parameters = _parameters(connection)
-        built = self.build(parameters)
-        if isinstance(built, list):
-            parts = [queryset.query for queryset in built]
-            return _compile_all(connection, parameters, parts)
-        return _compile(connection, parameters, built.query)
+    build: Callable[[Scope], Any]
 
 
 @dataclass(eq=False)
-class SelectCount:
+class SelectCount(_Built):
     """How many rows a queryset has, as one row of one column."""
 
-    build: Callable[[Parameters], QuerySet[Any]]
+    build: Callable[[Scope], Any]
 
-    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
-        parameters = _parameters(connection)
-        rows = self.build(parameters)
-        query = rows.query.clone()
+    def made(self, query: Any) -> Any:
         # What QuerySet.count() does, but that runs the query at once instead of compiling it.
         query.clear_ordering(force=True)
         query.default_cols = False
         query.add_annotation(Count("*"), alias="__count")
-        return _compile(connection, parameters, query)
+        return query
 
 
 @dataclass(eq=False)
-class Update:
+class Update(_Built):
     """``queryset.update(**values)``, which can return the changed rows or some of their columns.
 
     ``bulk``: may change any number of rows, and the conditions no longer match a changed row. CockroachDB changes
     some 3,000 rows a second, so there it runs as several statements that each fit into ``call_timeout``.
     """
 
-    build: Callable[[Parameters], QuerySet[Any]]
-    values: Callable[[Parameters], dict[str, Any]]
-    returning: bool | tuple[str, ...] = False  # all columns, or the names of some
+    build: Callable[[Scope], Any]
+    values: Mapping[str, object]
+    returning: str = ""
     bulk: bool = False
 
-    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
-        parameters = _parameters(connection)
-        rows = self.build(parameters)
+    def made(self, query: Any) -> Any:
         # What QuerySet.update() does, but that runs the query at once instead of compiling it.
-        query: UpdateQuery = rows.query.chain(UpdateQuery)  # type: ignore[assignment]
-        values = self.values(parameters)
-        query.add_update_values(values)
-        statement = _compile(connection, parameters, query, returning=self.returning)
-        if self.bulk and connection.vendor == "cockroachdb":
-            # CockroachDB's own clause; PostgreSQL has none for UPDATE.
-            return replace(
-                statement,
-                sql=f"{statement.sql} LIMIT {ROWS_A_BATCH}",
-                batch=ROWS_A_BATCH,
-            )
-        return statement
+        update = query.chain(UpdateQuery)
+        update.add_update_values(dict(self.values))
+        return update
+
+    def compile(self, scope: Scope) -> Statement:
+        statement = super().compile(scope)
+        if not self.bulk or scope.vendor != "cockroachdb":
+            return statement
+        # CockroachDB's own clause; PostgreSQL has none for UPDATE.
+        sql = f"{statement.sql} LIMIT {ROWS_A_BATCH}"
+        return replace(statement, sql=sql, batch=ROWS_A_BATCH)
 
 
 @dataclass(eq=False)
-class Delete:
+class Delete(_Built):
     """``queryset.delete()`` of a model without references, which can return the rows."""
 
-    build: Callable[[Parameters], QuerySet[Any]]
-    returning: bool = False
+    build: Callable[[Scope], Any]
+    returning: str = ""
 
-    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
-        parameters = _parameters(connection)
-        rows = self.build(parameters)
-        query = rows.query.chain(DeleteQuery)
-        return _compile(connection, parameters, query, returning=self.returning)
+    def made(self, query: Any) -> Any:
+        return query.chain(DeleteQuery)
 
 
 @dataclass(eq=False)
 class Insert:
-    """Insert one instance, and return its row unless all its values are known; with ``unique``, update an existing
-    row.
+    """Insert a row: these values, the current time in the other columns with an instant, and named texts in the rest.
 
-    On a conflict over the ``unique`` columns the ``replace`` columns take the new values, and the ``change`` columns
-    an expression over the old row, which ``bulk_create(update_conflicts=True)`` cannot express.
+    A row whose key is taken is skipped; with ``unique``, the columns of a key, the row that has the key gets the new
+    values of the columns ``replace`` instead, and counts ``count_up`` up by one.
     """
 
-    build: Callable[[Parameters], Model]
+    model: type[Model]
+    values: Mapping[str, object]
     unique: tuple[str, ...] = ()
     replace: tuple[str, ...] = ()
-    change: Mapping[str, Combinable] | None = None
-    returning: bool = True
-    unless_taken: bool = False  # skip a row whose key is taken, instead of an error
+    count_up: str = ""
 
-    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
+    def compile(self, scope: Scope) -> Statement:
         """Return the statement, and in its ``row`` what it inserts, for a caller that knows all values itself."""
-        parameters = _parameters(connection)
-        instance = self.build(parameters)
-        model = type(instance)
-        query = self._query(instance)
-        compiler = query.get_compiler(connection=connection)
-        returned = self._returned(parameters, instance)
-        if returned:
-            compiler.returning_fields = returned
-        # Django returns a list, as some inserts of several rows need a statement for each.
-        [(sql, params)] = compiler.as_sql()
-        if self.change:
-            assignments, values = _assignments(connection, model, self.change)
-            begin = " DO UPDATE SET "
-            sql = sql.replace(begin, f"{begin}{assignments}, ", 1)
-            # Last: the columns that Django assigns after them take EXCLUDED's values, and no parameter.
-            params = (*params, *values)
-        statement = _statement(
-            parameters,
-            compiler,
-            sql,
-            params,
-            _columns(returned),
-        )
-        row = []
-        for field in model._meta.concrete_fields:
-            value = getattr(instance, field.attname)
-            row.append(_given(parameters, value))
-        return replace(statement, row=tuple(row))
-
-    def _returned(self, parameters: Parameters, instance: Model) -> list[Any]:
-        """Return the fields that the statement returns: all, the first one with the server's time, or none.
-
-        Without ``returning`` the caller makes the record from its own values and that time.
-        """
-        fields = list(instance._meta.concrete_fields)
-        if self.returning:
-            return fields
-        if not parameters.has_server:
-            return []
-        # Only the server's time is not known here, and one column returns it for all.
-        for field in fields:
-            value = getattr(instance, field.attname)
-            if isinstance(value, ServerNow):
-                return [field]
-        return []
-
-    def _query(self, instance: Model) -> InsertQuery:
-        """Return Django's query for the row, with what it does on a conflict."""
-        meta = type(instance)._meta
-        on_conflict = None
-        if self.unique:
-            on_conflict = OnConflict.UPDATE
-        elif self.unless_taken:
-            on_conflict = OnConflict.IGNORE
+        meta, connection = self.model._meta, scope.connection
+        fields = list(meta.concrete_fields)
+        row = {field.attname: self._value(field) for field in fields}
         query = InsertQuery(
-            type(instance),
-            on_conflict=on_conflict,
+            self.model,
+            on_conflict=OnConflict.UPDATE if self.unique else None,
             update_fields=[meta.get_field(name) for name in self.replace],
             unique_fields=[meta.get_field(name) for name in self.unique],
         )
-        # Raw, because the preparation for save() would replace a stand-in.
-        query.insert_values(list(meta.concrete_fields), [instance], raw=True)
-        return query
+        # Raw, because the preparation for save() would replace a parameter.
+        query.insert_values(fields, [self.model(**row)], raw=True)
+        compiler = query.get_compiler(connection=connection)
+        # Django returns a list, as some inserts of several rows need a statement for each.
+        [(sql, params)] = compiler.as_sql()
+        returned = fields
+        if self.unique:
+            column = connection.ops.quote_name(self.count_up)
+            # Django's update_conflicts cannot say this.
+            sql = f"{sql}, {column} = {meta.db_table}.{column} + 1"
+        else:
+            # Not Django's ignore_conflicts, which on SQLite ignores more than a taken key.
+            sql += " ON CONFLICT DO NOTHING"
+            # Only a server's time is not known here, and one column says it for all.
+            times = [field for field in fields if _is_instant(field)]
+            returned = [] if scope.vendor == "sqlite" else times[:1]
+        statement = _statement(compiler, sql, params, returned)
+        return replace(statement, row=tuple(_given(value) for value in row.values()))
+
+    def _value(self, field: Any) -> object:
+        """Return what the row has in the column."""
+        if field.attname in self.values:
+            return self.values[field.attname]
+        return ServerNow() if _is_instant(field) else text(field.attname)
 
 
 @dataclass(eq=False)
 class Together:
-    """Several queries as one statement on a server, with the last one's result; none sees the others' changes.
+    """Two queries as one statement on a server, with the last one's result; neither sees the other's changes.
 
-    All but the last are parts of a WITH, which PostgreSQL runs whether or not somebody reads them. They read the same
-    snapshot, so no two of them may change the same row.
+    The first is a part of a WITH, which PostgreSQL runs whether or not somebody reads it. They read the same snapshot,
+    so they must not change the same row.
     """
 
-    queries: tuple[Update | Delete, ...]
+    first: Delete
+    last: Delete
 
-    def compile(self, connection: BaseDatabaseWrapper) -> Statement:
-        *others, last = [query.compile(connection) for query in self.queries]
-        parts: list[str] = []
-        slots: list[Slot] = []
-        for number, other in enumerate(others):
-            # CockroachDB refuses a part of WITH that returns no columns.
-            parts.append(f"before_{number} AS ({other.sql} RETURNING 1)")
-            slots.extend(other.slots)
-        slots.extend(last.slots)
-        before = ", ".join(parts)
+    def compile(self, scope: Scope) -> Statement:
+        first = self.first.compile(scope)
+        last = self.last.compile(scope)
         return replace(
             last,
-            sql=f"WITH {before} {last.sql}",
-            slots=tuple(slots),
+            # CockroachDB refuses a part of WITH that returns no columns.
+            sql=f"WITH first AS ({first.sql} RETURNING 1) {last.sql}",
+            slots=(*first.slots, *last.slots),
         )
 
 
-# With @cache these return the same object for the same query, so that an executor compiles it once.
-
-
-@cache
-def together(*queries: Update | Delete) -> Together:
-    """Combine the queries into one."""
-    return Together(queries)
-
-
-@cache
-def unless_taken(query: Insert) -> Insert:
-    """Return the insert that skips a row whose key is taken."""
-    return replace(query, unless_taken=True)
-
-
-def _parameters(connection: BaseDatabaseWrapper) -> Parameters:
-    return Parameters(connection.vendor)
-
-
-def _given(parameters: Parameters, value: Any) -> tuple[str | None, Any]:
-    """Return the name of an inserted value, or None, and the constant."""
-    name = "now" if isinstance(value, ServerNow) else parameters.name(value)
-    return name, value
-
-
-def _assignments(
-    connection: BaseDatabaseWrapper,
-    model: type[Model],
-    change: Mapping[str, Combinable],
-) -> tuple[str, tuple[Any, ...]]:
-    """Return the SQL of ``column = expression`` for each change, and its parameters."""
-    # Django's compiler writes them as those of an UPDATE of the whole table, which is cut off.
-    query = UpdateQuery(model)
-    query.add_update_values(dict(change))
-    compiler = query.get_compiler(connection=connection)
-    sql, params = compiler.as_sql()
-    _, _, assignments = sql.partition(" SET ")
-    return assignments, tuple(params)
-
-
-@cache
-def narrowed_to_tenant(query: Any) -> Any:
-    """Return the query narrowed to the parameter ``tenant_id`` everywhere; an insert has it as a value."""
-    if isinstance(query, Together):
-        parts = [narrowed_to_tenant(each) for each in query.queries]
-        return Together(tuple(parts))
-
-    def build(parameters: Parameters) -> Any:
-        parameters.of_tenant = True
-        return query.build(parameters)
-
-    return replace(query, build=build)
-
-
-def _compile(
-    connection: BaseDatabaseWrapper,
-    parameters: Parameters,
-    query: SqlQuery,
-    *,
-    returning: bool | tuple[str, ...] = False,
-) -> Statement:
-    """Compile one of Django's queries; ``returning``: all columns of the changed rows, or these.
-
-    Django itself has RETURNING for inserts only.
-    """
-    compiler = query.get_compiler(connection=connection)
-    sql, params = compiler.as_sql()
-    # Only a Select has any.
-    columns = [column for column, _, _ in compiler.select or ()]
-    if returning:
-        assert query.model is not None
-        fields = list(query.model._meta.concrete_fields)
-        if not isinstance(returning, bool):
-            fields = [field for field in fields if field.attname in returning]
-        columns = _columns(fields)
-        names: list[str] = []
-        for column in columns:
-            name, _ = compiler.compile(column)
-            names.append(name)
-        sql = f"{sql} RETURNING {', '.join(names)}"
-    return _statement(parameters, compiler, sql, params, columns)
-
-
-def _columns(fields: list[Any]) -> list[Any]:
-    """Return the expressions that read these fields of a model from its own table."""
-    columns = []
-    for field in fields:
-        table = field.model._meta.db_table
-        columns.append(field.get_col(table))
-    return columns
-
-
-def _compile_all(
-    connection: BaseDatabaseWrapper,
-    parameters: Parameters,
-    queries: list[SqlQuery],
-) -> Statement:
-    """Compile the queries as a union; Django's union() refuses parts with their own limit on SQLite."""
-    parts: list[str] = []
-    params: list[Any] = []
-    compilers = [query.get_compiler(connection=connection) for query in queries]
-    for number, compiler in enumerate(compilers):
-        sql, values = compiler.as_sql()
-        parts.append(f"SELECT * FROM ({sql}) part_{number}")
-        params.extend(values)
-    first = compilers[0]  # the columns of a union are those of its first part
-    columns = [column for column, _, _ in first.select]
-    return _statement(
-        parameters,
-        first,
-        " UNION ALL ".join(parts),
-        params,
-        columns,
-    )
-
-
 def _statement(
-    parameters: Parameters,
     compiler: SQLCompiler,
     sql: str,
     params: Iterable[Any],
-    columns: list[Any],
+    returned: list[Any],
 ) -> Statement:
-    """Put names in the place of the stand-ins among Django's SQL and parameters; ``columns`` are what comes back.
-
-    Raises ``ValueError`` if a parameter has no place.
-    """
-    slots = [parameters.slot(value) for value in params]
-    for name, value in parameters.limits.items():
-        # Django writes a limit into the SQL as a number; a union has one in each part. It becomes a parameter at the
-        # place that the placeholders before it give, and is replaced one by one, so that the count stays right.
-        limit = f"LIMIT {value}"
-        while (place := sql.find(limit)) >= 0:
-            before = sql.count("%s", 0, place)
-            slots.insert(before, (name, None, None))
-            sql = sql.replace(limit, "LIMIT %s", 1)
-    # A stand-in that Django's compiler has changed, cast or optimised away would otherwise be sent as it is, and the
-    # query would silently find nothing.
-    missing = parameters.without_place(slots)
-    if missing:
-        raise ValueError(f"The query has no place for its parameters {missing}: {sql}")
-    if not parameters.has_server:
+    """Return the statement of Django's SQL and parameters, which returns these fields of the rows that it changes."""
+    has_server = compiler.connection.vendor != "sqlite"
+    columns = [column for column, _, _ in compiler.select or ()]
+    if returned:
+        columns = [field.get_col(field.model._meta.db_table) for field in returned]
+        names = [compiler.compile(column)[0] for column in columns]
+        sql = f"{sql} RETURNING {', '.join(names)}"
+    slots = [_slot(value, has_server=has_server) for value in params]
+    # Django writes a limit into the SQL as a number; a union has one in each part. It becomes a parameter at the place
+    # that the placeholders before it give, and is replaced one by one, so that the count stays right.
+    limit = f"LIMIT {LIMIT}"
+    while limit in sql:
+        before, _, after = sql.partition(limit)
+        slots.insert(before.count("%s"), ("limit", None, None))
+        sql = f"{before}LIMIT %s{after}"
+    if not has_server:
         # SQLite's placeholders. Django has doubled each percent sign that is not one.
         sql = sql.replace("%s", "?").replace("%%", "%")
     query = compiler.query
@@ -522,18 +303,39 @@ def _statement(
     instants = [
         index
         for index, column in enumerate(columns)
-        if isinstance(column.output_field, DateTimeField)
+        if _is_instant(column.output_field)
     ]
-    names = [name for name, _, _ in slots]
     return Statement(
         sql,
         tuple(slots),
         table=query.model._meta.db_table,
         writes=isinstance(query, InsertQuery | UpdateQuery | DeleteQuery),
         instants=tuple(instants),
-        has_text_instants=bool(instants) and not parameters.has_server,
-        has_now="now" in names,
+        has_text_instants=bool(instants) and not has_server,
+        has_now=any(name == "now" for name, _, _ in slots),
     )
+
+
+def _is_instant(field: Any) -> bool:
+    return isinstance(field, DateTimeField)
+
+
+def _slot(value: Any, *, has_server: bool) -> Slot:
+    """Return what a statement has in the place of one of Django's parameters."""
+    if not isinstance(value, Parameter):
+        return None, value, None
+    convert = None
+    if not has_server:
+        convert = _TO_SQLITE.get(type(value.output_field))
+    return value.value, None, convert
+
+
+def _given(value: Any) -> tuple[str | None, Any]:
+    """Return the name of an inserted value, or None, and the constant."""
+    if isinstance(value, ServerNow):
+        return "now", None
+    name, constant, _ = _slot(value, has_server=True)
+    return name, constant
 
 
 # Django's own conversions between SQLite's text and an aware datetime, without settings and regular expressions.
@@ -544,6 +346,17 @@ def _instant_to_sqlite(value: datetime) -> str:
     """Return the text as Django stores it: in UTC, without an offset, so that texts compare as the instants do."""
     in_utc = value.astimezone(UTC)
     return str(in_utc.replace(tzinfo=None))
+
+
+def _ago_to_sqlite(length: timedelta) -> str:
+    """Return the text of the instant that long ago."""
+    return _instant_to_sqlite(datetime.now(UTC) - length)
+
+
+_TO_SQLITE: dict[type, Callable[[Any], str]] = {
+    DateTimeField: _instant_to_sqlite,
+    DurationField: _ago_to_sqlite,
+}
 
 
 def _instant_from_sqlite(value: Any) -> Any:

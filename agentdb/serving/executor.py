@@ -24,14 +24,12 @@ from agentdb.serving.compiled import (
     Insert,
     Query,
     Row,
+    Scope,
     Select,
     SelectCount,
     Statement,
     Together,
     Update,
-    narrowed_to_tenant,
-    together,
-    unless_taken,
 )
 from agentdb.serving.connections.base import Engine, Slot
 from agentdb.serving.connections.threads import Threads
@@ -39,6 +37,7 @@ from agentdb.serving.forking import forking
 from agentdb.serving.transactions import Block, Part, Savepoint, Transaction, block_of
 
 R = TypeVar("R")
+Statements = tuple[dict[Query, Statement], dict[Query, Statement]]
 
 # About five seconds in total: longer than any transaction here, shorter than a caller's patience.
 _MAX_RETRIES = 15
@@ -65,13 +64,14 @@ class Executor:
     def __init__(
         self,
         threads: Threads,
-        statements: dict[Query, Statement] | None = None,
+        statements: Statements | None = None,
         tenant_id: str | None = None,
         part: Part | None = None,
     ) -> None:
         self._threads = threads
-        # Compiled once; the views share them.
-        self._statements = {} if statements is None else statements
+        # Compiled once, for all tenants and for a tenant's view; the views share them.
+        self._compiled: Statements = statements or ({}, {})
+        self._statements = self._compiled[tenant_id is not None]
         self.tenant_id = tenant_id
         self._part = part
         self._closed = False
@@ -79,11 +79,11 @@ class Executor:
     def of_tenant(self, tenant_id: str) -> Executor:
         """Return a view of that tenant's rows, which can be closed alone."""
         self.threads.slot()  # raises here already if the Db is closed
-        return Executor(self._threads, self._statements, tenant_id, self._part)
+        return Executor(self._threads, self._compiled, tenant_id, self._part)
 
     def inside(self, part: Part) -> Executor:
         """Return a view whose calls are part of the transaction, and fail after its end."""
-        return Executor(self._threads, self._statements, self.tenant_id, part)
+        return Executor(self._threads, self._compiled, self.tenant_id, part)
 
     @property
     def threads(self) -> Threads:
@@ -158,19 +158,17 @@ class Executor:
         """Return whether the query changed a row."""
         return self.count(query, **values) > 0
 
-    def count_last(self, *queries: Update | Delete, **values: Any) -> int:
-        """Run independent queries, all or none, and return the number of rows that the last one changed."""
+    def count_last(self, queries: Together, **values: Any) -> int:
+        """Run both queries, or neither, and return the number of rows that the last one changed."""
         # Three round trips less than a transaction; one statement is all or nothing by itself.
         if self.threads.engine.has_server:
-            return self.count(together(*queries), **values)
+            return self.count(queries, **values)
 
-        def run_each(inside: Executor) -> int:
-            changed = 0
-            for query in queries:
-                changed = inside.count(query, **values)
-            return changed
+        def run_both(inside: Executor) -> int:
+            inside.count(queries.first, **values)
+            return inside.count(queries.last, **values)
 
-        return self.transaction(run_each)
+        return self.transaction(run_both)
 
     def insert(
         self,
@@ -184,36 +182,12 @@ class Executor:
         Raises ``DuplicateKeyError`` if its key is taken; ``duplicate`` is the message, with the values' names in
         braces.
         """
-        try:
-            statement, returned = self._insert(query, values)
-        # The driver's text names a constraint and shows values; the caller is told which of its own arguments is
-        # taken.
-        except DuplicateKeyError as error:
-            message = duplicate.format(**values)
-            raise DuplicateKeyError(message) from error.__cause__
+        statement, returned = self._run(query, values, _inserted)
+        if returned is None:
+            raise DuplicateKeyError(duplicate.format(**values))
         if returned:
             [[values["now"]]] = returned  # by the server's clock
         return make(*statement.given(values))
-
-    def _insert(
-        self,
-        query: Insert,
-        values: dict[str, Any],
-    ) -> tuple[Statement, list[Row]]:
-        """Insert, and return a server's time; SQLite returns no row.
-
-        A taken key, which the caller expects, does not fail the whole transaction.
-        """
-        slot = self.threads.slot()
-        if not (slot.engine.has_server and slot.wrapper.in_atomic_block):
-            return self._run(query, values, _fetch_all)
-        # PostgreSQL refuses everything after an error until the transaction ends.
-        statement, returned = self._run(unless_taken(query), values, _fetch_all)
-        if returned:
-            return statement, returned
-        # The key is taken. Run the plain insert for the error that says so, in a savepoint, which rolls back alone.
-        # The first statement needs none: two round trips less for the insert that succeeds.
-        return self.transaction(lambda inside: inside._run(query, values, _fetch_all))
 
     def _run(
         self,
@@ -232,7 +206,6 @@ class Executor:
             block = self._part.check()
         slot = self.threads.slot()
         if self.tenant_id is not None:
-            query = narrowed_to_tenant(query)  # type: ignore[arg-type]
             values["tenant_id"] = self.tenant_id
         if _warn_in_loops and _get_running_loop() is not None:
             _warn_of_blocked_loop()
@@ -283,7 +256,8 @@ class Executor:
 
     def _compile(self, query: Query, slot: Slot) -> Statement:
         """Compile the query and keep the statement; two threads that do so at once get the same SQL."""
-        statement = query.compile(slot.wrapper)
+        scope = Scope(slot.wrapper, of_tenant=self.tenant_id is not None)
+        statement = query.compile(scope)
         self._statements[query] = statement
         return statement
 
@@ -518,6 +492,11 @@ def _wait_for_others(retry: int) -> None:
     longest = min(doubled, _LONGEST_DELAY_SECONDS)
     delay = random.uniform(0, longest)
     time.sleep(delay)
+
+
+def _inserted(cursor: Any) -> list[Row] | None:
+    """Return what an insert returns; None if the key was taken."""
+    return cursor.fetchall() if cursor.rowcount else None
 
 
 _fetch_all = methodcaller("fetchall")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 from django.db.models import (
     Case,
     F,
-    IntegerField,
     Model,
     OuterRef,
     Q,
     Subquery,
-    Value,
     When,
 )
 from django.db.models.functions import Coalesce, Greatest
@@ -28,8 +25,12 @@ from agentdb.expressions import (
     LockedInOrder,
     OneOfRows,
     OneOfTexts,
+    ServerAgo,
+    ServerNow,
     Unindexed,
     UnsyncedCommit,
+    instant,
+    text,
 )
 from agentdb.interface import (
     ApiKeyRecord,
@@ -42,11 +43,13 @@ from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import FINISHED
 from agentdb.schema.other_tables import rows_with_session
 from agentdb.serving.compiled import (
+    LIMIT,
     Delete,
     Insert,
-    Parameters,
+    Scope,
     Select,
     SelectCount,
+    Together,
     Update,
 )
 
@@ -63,8 +66,8 @@ SESSIONS = Table(Session, "last_active_at", "status")
 SANDBOXES = Table(Sandbox, "last_used_at", "state")
 
 
-def _by_id(model: type[Model], p: Parameters) -> Any:
-    return p.rows(model).filter(id=p.text("id"))
+def _by_id(model: type[Model], scope: Scope) -> Any:
+    return scope.rows(model).filter(id=text("id"))
 
 
 _session = partial(_by_id, Session)
@@ -72,27 +75,27 @@ _sandbox = partial(_by_id, Sandbox)
 _api_key = partial(_by_id, ApiKey)
 
 
-def _each(model: type[Model], key: str, p: Parameters) -> Any:
+def _each(model: type[Model], key: str, scope: Scope) -> Any:
     """Match the rows with the keys in the JSON array ``ids``."""
-    is_asked = OneOfTexts(key, p.text("ids"))
-    return p.rows(model).filter(is_asked)
+    is_asked = OneOfTexts(key, "ids")
+    return scope.rows(model).filter(is_asked)
 
 
-def _not_before(column: str, p: Parameters) -> Greatest:
+def _not_before(column: str) -> Greatest:
     """Return the later of the current time and the stored one, so that the order of two calls does not matter."""
-    return Greatest(F(column), p.now())
+    return Greatest(F(column), ServerNow())
 
 
-def _in_order(p: Parameters, rows: Any) -> Any:
+def _in_order(scope: Scope, rows: Any) -> Any:
     """Match the rows, for an update or delete of many; PostgreSQL locks them in the order of their ids.
 
     Every statement that waits for locks of several rows must, or two of them may wait for each other.
     """
-    if p.vendor != "postgresql":
+    if scope.vendor != "postgresql":
         return rows
     ids = rows.values("id")
     in_order = LockedInOrder(ids.order_by(CodePointOrder("id")))
-    return p.rows(rows.model).filter(OneOfRows("id", in_order))
+    return scope.rows(rows.model).filter(OneOfRows("id", in_order))
 
 
 class Touch(NamedTuple):
@@ -114,60 +117,44 @@ def touch(
 ) -> Touch:
     """Return the queries for the time of the last sign of life or use.
 
-    With ``has_interval`` it is rewritten only when it is older than ``interval``, a ``timedelta``; ``touched_before``
-    is the current time minus that, for SQLite. For the row ``id``, or with ``many`` those in the JSON array ``ids``;
-    with ``of_runner`` only those on ``runner_id``. With ``skip_locked`` PostgreSQL leaves out rows that other
-    transactions have locked, so the statement waits for none of them.
+    With ``has_interval`` it is rewritten only when it is older than ``interval``, a ``timedelta``. For the row ``id``,
+    or with ``many`` those in the JSON array ``ids``; with ``of_runner`` only those on ``runner_id``. With
+    ``skip_locked`` PostgreSQL leaves out rows that other transactions have locked, so the statement waits for none of
+    them.
     """
     model, column, _ = table
+    is_due = Q()
+    if has_interval:
+        is_due = Q(**{f"{column}__lt": ServerAgo("interval")})
 
-    def is_asked(p: Parameters) -> Any:
-        if many:
-            return OneOfTexts("id", p.text("ids"))
-        return Q(id=p.text("id"))
-
-    def rows(p: Parameters) -> Any:
-        found = p.rows(model).filter(is_asked(p))
+    def rows(scope: Scope) -> Any:
+        found = _each(model, "id", scope) if many else _by_id(model, scope)
         if of_runner:
-            found = found.filter(runner_id=p.text("runner_id"))
+            found = found.filter(runner_id=text("runner_id"))
         return found
 
-    def is_due(p: Parameters) -> Q:
-        if not has_interval:
-            return Q()
-        latest = p.ago("touched_before", "interval")
-        return Q(**{f"{column}__lt": latest})
-
-    def with_due(p: Parameters) -> Any:
-        due = Case(
-            When(is_due(p), then=Value(1)),
-            default=Value(0),
-            output_field=IntegerField(),
-        )
-        return rows(p).values_list("id", due)
-
-    def due(p: Parameters) -> Any:
-        found = rows(p).filter(is_due(p))
+    def due(scope: Scope) -> Any:
+        found = rows(scope).filter(is_due)
         if not many:
             return found
-        if not skip_locked or p.vendor != "postgresql":
-            return _in_order(p, found)
+        if not skip_locked or scope.vendor != "postgresql":
+            return _in_order(scope, found)
         # UPDATE itself cannot skip a locked row; SELECT FOR UPDATE can.
         free = Locked(found.values("id"))
-        return p.rows(model).filter(OneOfRows("id", free))
+        return scope.rows(model).filter(OneOfRows("id", free))
 
-    def due_unsynced(p: Parameters) -> Any:
-        # A condition that is always true, and switches the sync off.
-        return due(p).filter(Exact(UnsyncedCommit(), "off"))
-
-    def values(p: Parameters) -> dict[str, object]:
-        return {column: _not_before(column, p)}
-
-    returning = ("id",) if many else False
+    # A condition that is always true, and switches the sync off.
+    no_sync = Exact(UnsyncedCommit(), "off")
+    values = {column: _not_before(column)}
+    returning = "id" if many else ""
     return Touch(
-        Select(with_due),
+        Select(
+            lambda scope: rows(scope).values_list(
+                "id", Case(When(is_due, then=1), default=0)
+            )
+        ),
         Update(due, values, returning=returning),
-        Update(due_unsynced, values, returning=returning),
+        Update(lambda scope: due(scope).filter(no_sync), values, returning=returning),
     )
 
 
@@ -175,127 +162,101 @@ def touch(
 
 # The id and created_at are the first row's: an update of an agent keeps them.
 UPSERT_AGENT = Insert(
-    lambda p: Agent(
-        id=p.text("id"),
-        tenant_id=p.text("tenant_id"),
-        name=p.text("name"),
-        version=1,
-        path=p.text("path"),
-        created_at=p.now(),
-        updated_at=p.now(),
-    ),
+    Agent,
+    {"version": 1},
     unique=("tenant_id", "name"),
     replace=("path", "updated_at"),
-    change={"version": F("version") + 1},
+    count_up="version",
 )
 GET_AGENT = Select(
-    lambda p: p.tenant(Agent).filter(name=p.text("name")),
+    lambda scope: scope.tenant(Agent).filter(name=text("name")),
 )
-LIST_AGENTS = Select(lambda p: p.tenant(Agent).by_name())
-DELETE_AGENT = Delete(
-    lambda p: p.tenant(Agent).filter(name=p.text("name")),
-)
-DELETE_SESSIONS_OF_AGENT = Delete(
-    lambda p: _in_order(p, p.tenant(Session).filter(agent_name=p.text("name"))),
+LIST_AGENTS = Select(lambda scope: scope.tenant(Agent).by_name())
+DELETE_AGENT_AND_SESSIONS = Together(
+    Delete(
+        lambda scope: _in_order(
+            scope, scope.tenant(Session).filter(agent_name=text("name"))
+        )
+    ),
+    Delete(lambda scope: scope.tenant(Agent).filter(name=text("name"))),
 )
 
 # -- sessions
 
 INSERT_SESSION = Insert(
-    lambda p: Session(
-        id=p.text("id"),
-        tenant_id=p.text("tenant_id"),
-        agent_name=p.text("agent_name"),
-        sandbox_id=p.text("sandbox_id"),
-        status=SessionStatus.STARTING.value,
-        runner_id=None,
-        created_at=p.now(),
-        last_active_at=p.now(),
-    ),
-    returning=False,
+    Session,
+    {"status": SessionStatus.STARTING.value, "runner_id": None},
 )
 GET_SESSION = Select(_session)
 
 
-Condition = Callable[[Parameters], Any]
-
-
-def _sign_of_life(column: str, p: Parameters) -> dict[str, object]:
+def _sign_of_life(column: str) -> dict[str, object]:
     """Return the new value of one column of a session, whose update is also a sign of life."""
     return {
-        column: p.text(column),
-        "last_active_at": _not_before("last_active_at", p),
+        column: text(column),
+        "last_active_at": _not_before("last_active_at"),
     }
 
 
 UPDATE_SESSION_STATUS = Update(
     _session,
-    partial(_sign_of_life, "status"),
+    _sign_of_life("status"),
 )
 UPDATE_SESSION_STATUS_IF = Update(
-    lambda p: _session(p).filter(OneOfTexts("status", p.text("only_if"))),
-    partial(_sign_of_life, "status"),
+    lambda scope: _session(scope).filter(OneOfTexts("status", "only_if")),
+    _sign_of_life("status"),
 )
 UPDATE_SESSION_SANDBOX = Update(
     _session,
-    partial(_sign_of_life, "sandbox_id"),
+    _sign_of_life("sandbox_id"),
 )
 UPDATE_SESSION_RUNNER = Update(
     _session,
-    partial(_sign_of_life, "runner_id"),
+    _sign_of_life("runner_id"),
 )
 UPDATE_SESSION_RUNNER_IF = Update(
-    lambda p: _session(p).filter(runner_id=p.text("only_if")),
-    partial(_sign_of_life, "runner_id"),
+    lambda scope: _session(scope).filter(runner_id=text("only_if")),
+    _sign_of_life("runner_id"),
 )
 # SQL's NULL equals nothing, so this is a query of its own.
 UPDATE_SESSION_RUNNER_IF_NONE = Update(
-    lambda p: _session(p).filter(runner_id=None),
-    partial(_sign_of_life, "runner_id"),
+    lambda scope: _session(scope).filter(runner_id=None),
+    _sign_of_life("runner_id"),
 )
 DELETE_SESSION = Delete(_session)
 
 
-def _claimable(p: Parameters) -> Any:
-    """Match what a runner may have: what nobody has, what it has already, and what is paused."""
-    has_no_runner = Q(runner_id__isnull=True)
-    is_own_already = Q(runner_id=p.text("runner_id"))
-    is_paused = Q(status=SessionStatus.PAUSED.value)
-    return has_no_runner | is_own_already | is_paused
+# What a runner may have: what nobody has, what it has already, and what is paused.
+_CLAIMABLE = (
+    Q(runner_id__isnull=True)
+    | Q(runner_id=text("runner_id"))
+    | Q(status=SessionStatus.PAUSED.value)
+)
+_CLAIMABLE_OR_SILENT = _CLAIMABLE | Q(last_active_at__lt=ServerAgo("silent_for"))
 
 
-def _claimable_or_silent(p: Parameters) -> Any:
-    silent_before = p.ago("silent_before", "silent_for")
-    return _claimable(p) | Q(last_active_at__lt=silent_before)
-
-
-def _unfinished(condition: Condition, p: Parameters) -> Any:
-    """Match the session if it fits and is not finished.
+def _claim(condition: Q) -> Update:
+    """Return the update for the session if it fits and is not finished.
 
     Conditions on the row itself, without a subquery. On PostgreSQL an update that waited for another claim's lock
     rechecks them on the new version of the row, and finds that claim's runner. A subquery would still read the old
     version, and both claims would succeed.
     """
-    session = _session(p).filter(condition(p))
-    return session.exclude(status__in=FINISHED)
+    return Update(
+        lambda scope: _session(scope).filter(condition).exclude(status__in=FINISHED),
+        _sign_of_life("runner_id"),
+        returning="*",
+    )
 
 
-CLAIM_SESSION = Update(
-    partial(_unfinished, _claimable),
-    partial(_sign_of_life, "runner_id"),
-    returning=True,
-)
-CLAIM_SILENT_SESSION = Update(
-    partial(_unfinished, _claimable_or_silent),
-    partial(_sign_of_life, "runner_id"),
-    returning=True,
-)
+CLAIM_SESSION = _claim(_CLAIMABLE)
+CLAIM_SILENT_SESSION = _claim(_CLAIMABLE_OR_SILENT)
 
 
-def _equal(p: Parameters, model: type[Model], filters: frozenset[str]) -> Any:
+def _equal(model: type[Model], filters: frozenset[str]) -> Any:
     """Return the rows that equal the parameters named in ``filters``, of which the tenant is always one."""
     # Sorted, because the order in a set, and with it the SQL, would change from process to process.
-    wanted = {name: p.text(name) for name in sorted(filters)}
+    wanted = {name: text(name) for name in sorted(filters)}
     rows: Any = model._default_manager.all()
     if "session_id" in wanted:
         # A session has few sandboxes and a tenant perhaps a million. But the tenant's index has the order of lists, so
@@ -305,12 +266,12 @@ def _equal(p: Parameters, model: type[Model], filters: frozenset[str]) -> Any:
     return rows.filter(**wanted)
 
 
-def _page(p: Parameters, rows: Any, *, before: bool, limit: bool) -> Any:
+def _page(rows: Any, *, before: bool, limit: bool) -> Any:
     """Return the rows in the order of every list, from a position (``created_at``, ``id``), up to a limit."""
     if before:
-        created_at = p.instant("created_at")
+        created_at = instant("created_at")
         is_older = Q(created_at__lt=created_at)
-        is_next_at_that_instant = Q(ordered_id__lt=p.text("id"))
+        is_next_at_that_instant = Q(ordered_id__lt=text("id"))
         # The last condition bounds the range of the index, the others order within one instant.
         rows = rows.alias(ordered_id=CodePointOrder("id")).filter(
             is_older | is_next_at_that_instant,
@@ -319,7 +280,7 @@ def _page(p: Parameters, rows: Any, *, before: bool, limit: bool) -> Any:
     rows = rows.newest_first()
     if not limit:
         return rows
-    return rows[: p.limit("limit")]
+    return rows[:LIMIT]
 
 
 @cache
@@ -338,17 +299,17 @@ def list_rows(
     """
     model, _, column = table
 
-    def build(p: Parameters) -> Any:
-        rows = _equal(p, model, filters)
+    def build(scope: Scope) -> Any:
+        rows = _equal(model, filters)
         if values == 0:
-            return _page(p, rows, before=before, limit=limit)
+            return _page(rows, before=before, limit=limit)
         pages = []
         for number in range(values):
-            value = p.text(f"value{number}")
+            value = text(f"value{number}")
             is_in_state: Any = Q(**{column: value})
             if "session_id" in filters:
                 is_in_state = Exact(Unindexed(column), value)
-            page = _page(p, rows.filter(is_in_state), before=before, limit=limit)
+            page = _page(rows.filter(is_in_state), before=before, limit=limit)
             pages.append(page)
         if len(pages) == 1:
             return pages[0]
@@ -357,12 +318,12 @@ def list_rows(
     return Select(build)
 
 
-def _one_of(p: Parameters, column: str, values: int) -> Q:
+def _one_of(column: str, values: int) -> Q:
     """Match rows with one of the values, or all if there are none."""
     if not values:
         return Q()
     # A parameter for each: PostgreSQL assumes that an array matches most rows of the table.
-    wanted = [p.text(f"value{number}") for number in range(values)]
+    wanted = [text(f"value{number}") for number in range(values)]
     return Q(**{f"{column}__in": wanted})
 
 
@@ -370,9 +331,9 @@ def _one_of(p: Parameters, column: str, values: int) -> Q:
 def count_sessions(filters: frozenset[str], statuses: int) -> SelectCount:
     """Count such sessions; with ``statuses`` only those in ``value0``, ``value1`` and so on."""
 
-    def build(p: Parameters) -> Any:
-        sessions = _equal(p, Session, filters)
-        is_counted = _one_of(p, "status", statuses)
+    def build(scope: Scope) -> Any:
+        sessions = _equal(Session, filters)
+        is_counted = _one_of("status", statuses)
         return sessions.filter(is_counted)
 
     return SelectCount(build)
@@ -382,15 +343,15 @@ def count_sessions(filters: frozenset[str], statuses: int) -> SelectCount:
 def count_sandboxes(states: int) -> SelectCount:
     """Count the sandboxes of all tenants in the same way."""
 
-    def build(p: Parameters) -> Any:
-        is_counted = _one_of(p, "state", states)
-        return p.rows(Sandbox).filter(is_counted)
+    def build(scope: Scope) -> Any:
+        is_counted = _one_of("state", states)
+        return scope.rows(Sandbox).filter(is_counted)
 
     return SelectCount(build)
 
 
 LIST_SESSIONS_BY_RUNNER = Select(
-    lambda p: p.rows(Session).of_runner(p.text("runner_id")).newest_first()
+    lambda scope: scope.rows(Session).of_runner(text("runner_id")).newest_first()
 )
 
 
@@ -404,59 +365,56 @@ def silent_sessions(*, limit: bool) -> Select:
     """Return the query for the live sessions without a sign of life since ``older_than``."""
     # Reads all live sessions and no others; PRUNE_SESSIONS says why no index has last_active_at.
 
-    def build(p: Parameters) -> Any:
-        older_than = p.instant("older_than")
-        silent = p.rows(Session).live().idle_since(older_than)
+    def build(scope: Scope) -> Any:
+        older_than = instant("older_than")
+        silent = scope.rows(Session).live().idle_since(older_than)
         in_order = _longest_inactive_first(silent)
         if not limit:
             return in_order
-        return in_order[: p.limit("limit")]
+        return in_order[:LIMIT]
 
     return Select(build)
 
 
-def _pause(p: Parameters) -> dict[str, object]:
-    return {
-        "status": SessionStatus.PAUSED.value,
-        "last_active_at": _not_before("last_active_at", p),
-    }
-
-
+_PAUSED = {
+    "status": SessionStatus.PAUSED.value,
+    "last_active_at": _not_before("last_active_at"),
+}
 PAUSE_SESSIONS = Update(
-    lambda p: _in_order(p, p.rows(Session).live()),
-    _pause,
+    lambda scope: _in_order(scope, scope.rows(Session).live()),
+    _PAUSED,
     bulk=True,
 )
 PAUSE_SESSIONS_BY_RUNNER = Update(
-    lambda p: _in_order(
-        p,
-        p.rows(Session).of_runner(p.text("runner_id")).live(),
+    lambda scope: _in_order(
+        scope,
+        scope.rows(Session).of_runner(text("runner_id")).live(),
     ),
-    _pause,
+    _PAUSED,
     bulk=True,
 )
 
 
-def _finished(p: Parameters) -> Any:
+def _finished(scope: Scope) -> Any:
     """Match the finished sessions without a sign of life since ``ended_before``, up to ``limit``, oldest first."""
-    ended_before = p.instant("ended_before")
-    finished = p.rows(Session).finished().idle_since(ended_before)
+    ended_before = instant("ended_before")
+    finished = scope.rows(Session).finished().idle_since(ended_before)
     in_order = _longest_inactive_first(finished)
     # A DELETE takes no limit of its own, so a subquery finds the rows.
-    ids = in_order.values("id")[: p.limit("limit")]
+    ids = in_order.values("id")[:LIMIT]
     # Repeats the conditions: PostgreSQL rechecks them for a row that has changed meanwhile.
-    return _in_order(p, finished.filter(id__in=ids))
+    return _in_order(scope, finished.filter(id__in=ids))
 
 
 # An index in this order would need last_active_at, and PostgreSQL would then update every index at every touch of a
 # session. Now it does so for one touch in a hundred.
-PRUNE_SESSIONS = Delete(_finished, returning=True)
+PRUNE_SESSIONS = Delete(_finished, returning="*")
 # A range instead of an equality, so that SQLite begins with the few sessions, not with the many cold sandboxes.
 PRUNE_SANDBOXES = Delete(
-    lambda p: _in_order(
-        p,
-        p.rows(Sandbox).filter(
-            OneOfTexts("session_id", p.text("session_ids")),
+    lambda scope: _in_order(
+        scope,
+        scope.rows(Sandbox).filter(
+            OneOfTexts("session_id", "session_ids"),
             state__gte=SandboxState.COLD.value,
             state__lte=SandboxState.COLD.value,
         ),
@@ -468,8 +426,8 @@ PRUNE_SANDBOXES = Delete(
 def delete_rows_of_sessions(table: str) -> Delete:
     """Delete the rows of another table that name one of the sessions."""
 
-    def build(p: Parameters) -> Any:
-        names_one = OneOfTexts("session_id", p.text("session_ids"))
+    def build(scope: Scope) -> Any:
+        names_one = OneOfTexts("session_id", "session_ids")
         return rows_with_session(table).filter(names_one)
 
     return Delete(build)
@@ -477,51 +435,38 @@ def delete_rows_of_sessions(table: str) -> Delete:
 
 # -- sandboxes
 
-INSERT_SANDBOX = Insert(
-    lambda p: Sandbox(
-        id=p.text("id"),
-        tenant_id=p.text("tenant_id"),
-        session_id=p.text("session_id"),
-        agent_name=p.text("agent_name"),
-        state=SandboxState.WARMING.value,
-        workspace_dir=p.text("workspace_dir"),
-        created_at=p.now(),
-        last_used_at=p.now(),
-    ),
-    returning=False,
-)
+INSERT_SANDBOX = Insert(Sandbox, {"state": SandboxState.WARMING.value})
 GET_SANDBOX = Select(_sandbox)
 UPDATE_SANDBOX_STATE = Update(
     _sandbox,
-    lambda p: {"state": p.text("state")},
+    {"state": text("state")},
 )
 UPDATE_SANDBOX_STATE_IF = Update(
-    lambda p: _sandbox(p).filter(OneOfTexts("state", p.text("only_if"))),
-    lambda p: {"state": p.text("state")},
+    lambda scope: _sandbox(scope).filter(OneOfTexts("state", "only_if")),
+    {"state": text("state")},
 )
 UPDATE_SANDBOX_SESSION = Update(
     _sandbox,
-    lambda p: {"session_id": p.text("session_id")},
+    {"session_id": text("session_id")},
 )
 
 
-def _on_runner(p: Parameters) -> Any:
+def _on_runner(scope: Scope) -> Any:
     """Match the sandboxes whose session is on the runner."""
-    runner_id = p.text("runner_id")
-    sessions = p.rows(Session).of_runner(runner_id)
-    return p.rows(Sandbox).reserved_for(sessions)
+    runner_id = text("runner_id")
+    sessions = scope.rows(Session).of_runner(runner_id)
+    return scope.rows(Sandbox).reserved_for(sessions)
 
 
-LIST_SANDBOXES_BY_RUNNER = Select(lambda p: _on_runner(p).newest_first())
+LIST_SANDBOXES_BY_RUNNER = Select(lambda scope: _on_runner(scope).newest_first())
 
 
-def _evictable(p: Parameters, state: SandboxState, unused_since: bool) -> Any:
+def _evictable(scope: Scope, state: SandboxState, unused_since: bool) -> Any:
     """Match the sandboxes in that state; with ``unused_since`` only those that were last used before."""
-    sandboxes = p.rows(Sandbox).in_state(state)
+    sandboxes = scope.rows(Sandbox).in_state(state)
     if not unused_since:
         return sandboxes
-    instant = p.instant("unused_since")
-    return sandboxes.idle_since(instant)
+    return sandboxes.idle_since(instant("unused_since"))
 
 
 _EVICTED_IN_TURN = (
@@ -535,21 +480,21 @@ _EVICTED_IN_TURN = (
 def best_eviction_candidate(*, unused_since: bool) -> Select:
     """Return the query for the sandbox to evict first; with ``unused_since`` only one that was last used before."""
 
-    def first_of(p: Parameters, state: SandboxState) -> Any:
-        sandboxes = _evictable(p, state, unused_since)
+    def first_of(scope: Scope, state: SandboxState) -> Any:
+        sandboxes = _evictable(scope, state, unused_since)
         in_order = sandboxes.least_recently_used_first()
         return in_order.values("id")[:1]
 
-    def build(p: Parameters) -> Any:
-        candidates = [first_of(p, state) for state in _EVICTED_IN_TURN]
+    def build(scope: Scope) -> Any:
+        candidates = [first_of(scope, state) for state in _EVICTED_IN_TURN]
         # COALESCE stops at the first state with a sandbox: at most three probes of one index, and no sort.
         best = Coalesce(*candidates)
-        return p.rows(Sandbox).filter(IsRow(F("id"), best))
+        return scope.rows(Sandbox).filter(IsRow(F("id"), best))
 
     return Select(build)
 
 
-def _free(p: Parameters, state: SandboxState, rows: Any) -> Any:
+def _free(scope: Scope, state: SandboxState, rows: Any) -> Any:
     """Match the least recently used of these rows in that state, unless another transaction is writing it.
 
     PostgreSQL rechecks the conditions after it has waited for a row that another transaction changed. The subquery
@@ -563,23 +508,22 @@ def _free(p: Parameters, state: SandboxState, rows: Any) -> Any:
     first = Locked(in_order.values("id")[:1])
     # Repeats the state but no other condition: with those PostgreSQL reads a range of an index instead of one row by
     # its key.
-    return p.rows(Sandbox).in_state(state).filter(IsRow(F("id"), first))
+    return scope.rows(Sandbox).in_state(state).filter(IsRow(F("id"), first))
 
 
-def _to_cold(p: Parameters) -> dict[str, object]:
-    return {"state": SandboxState.COLD.value}
+_TO_COLD = {"state": SandboxState.COLD.value}
 
 
 def _claim_eviction(state: SandboxState, unused_since: bool) -> Update | Delete:
     """Return what takes a sandbox in that state for one caller; its row is as it was if deleted, else now cold."""
 
-    def build(p: Parameters) -> Any:
-        evictable = _evictable(p, state, unused_since)
-        return _free(p, state, evictable)
+    def build(scope: Scope) -> Any:
+        evictable = _evictable(scope, state, unused_since)
+        return _free(scope, state, evictable)
 
     if state == SandboxState.COLD:
-        return Delete(build, returning=True)
-    return Update(build, _to_cold, returning=True)
+        return Delete(build, returning="*")
+    return Update(build, _TO_COLD, returning="*")
 
 
 @cache
@@ -588,30 +532,30 @@ def claims_of_eviction(*, unused_since: bool) -> dict[SandboxState, Update | Del
     return {state: _claim_eviction(state, unused_since) for state in _EVICTED_IN_TURN}
 
 
-def _in_pool(p: Parameters) -> Any:
+def _in_pool(scope: Scope) -> Any:
     """Match the warm sandboxes of an agent that no session has."""
-    warm = p.tenant(Sandbox).in_state(SandboxState.WARM)
+    warm = scope.tenant(Sandbox).in_state(SandboxState.WARM)
     return warm.filter(
-        agent_name=p.text("agent_name"),
+        agent_name=text("agent_name"),
         session_id=None,
     )
 
 
 CLAIM_WARM_SANDBOX = Update(
-    lambda p: _free(p, SandboxState.WARM, _in_pool(p)),
-    lambda p: {
+    lambda scope: _free(scope, SandboxState.WARM, _in_pool(scope)),
+    {
         "state": SandboxState.WAITING.value,
-        "session_id": p.text("session_id"),
-        "last_used_at": _not_before("last_used_at", p),
+        "session_id": text("session_id"),
+        "last_used_at": _not_before("last_used_at"),
     },
-    returning=True,
+    returning="*",
 )
 
 
-def _unused(state: SandboxState, p: Parameters) -> Any:
+def _unused(state: SandboxState, scope: Scope) -> Any:
     """Match the sandboxes in that state that were last used before ``older_than``."""
-    older_than = p.instant("older_than")
-    unused = p.rows(Sandbox).in_state(state).idle_since(older_than)
+    older_than = instant("older_than")
+    unused = scope.rows(Sandbox).in_state(state).idle_since(older_than)
     return unused.least_recently_used_first()
 
 
@@ -620,29 +564,31 @@ GET_COLD_SANDBOXES = Select(partial(_unused, SandboxState.COLD))
 DELETE_SANDBOX = Delete(_sandbox)
 # "Not equal" would read the whole table; "less or greater" reads two ranges of the index.
 MARK_ALL_SANDBOXES_COLD = Update(
-    lambda p: _in_order(
-        p,
-        p.rows(Sandbox).filter(
+    lambda scope: _in_order(
+        scope,
+        scope.rows(Sandbox).filter(
             Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value),
         ),
     ),
-    _to_cold,
+    _TO_COLD,
     bulk=True,
 )
 MARK_SANDBOXES_COLD_BY_RUNNER = Update(
-    lambda p: _in_order(p, _on_runner(p).exclude(state=SandboxState.COLD.value)),
-    _to_cold,
+    lambda scope: _in_order(
+        scope, _on_runner(scope).exclude(state=SandboxState.COLD.value)
+    ),
+    _TO_COLD,
     bulk=True,
 )
 
 # -- API keys
 
 GET_API_KEY_BY_HASH = Select(
-    lambda p: p.rows(ApiKey).filter(key_hash=p.text("key_hash"))
+    lambda scope: scope.rows(ApiKey).filter(key_hash=text("key_hash"))
 )
 GET_API_KEYS_BY_HASHES = Select(
-    lambda p: p.rows(ApiKey).filter(
-        key_hash__in=[p.text("key_hash"), p.text("bare_hash")]
+    lambda scope: scope.rows(ApiKey).filter(
+        key_hash__in=[text("key_hash"), text("bare_hash")]
     )
 )
 # The method that reads one row, the name of its key, and what reads the rows of several keys.
@@ -666,15 +612,6 @@ READ_EACH: dict[str, tuple[str, type, Select]] = {
 TOUCH_EACH = {"touch_session": SESSIONS, "touch_sandbox": SANDBOXES}
 # The methods of which several calls, each with one id, can be one statement.
 DO_EACH = (*READ_EACH, *TOUCH_EACH)
-INSERT_API_KEY = Insert(
-    lambda p: ApiKey(
-        id=p.text("id"),
-        tenant_id=p.text("tenant_id"),
-        key_hash=p.text("key_hash"),
-        label=p.text("label"),
-        created_at=p.now(),
-    ),
-    returning=False,
-)
-LIST_API_KEYS = Select(lambda p: p.tenant(ApiKey).newest_first())
+INSERT_API_KEY = Insert(ApiKey, {})
+LIST_API_KEYS = Select(lambda scope: scope.tenant(ApiKey).newest_first())
 DELETE_API_KEY = Delete(_api_key)

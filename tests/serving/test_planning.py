@@ -12,6 +12,7 @@ from django.db import connections, transaction
 
 import agentdb
 from agentdb.serving import queries
+from agentdb.serving.compiled import Scope
 from agentdb.serving.opening import temporary_alias
 
 _SETTINGS = ("enable_sort", "enable_incremental_sort", "jit")
@@ -91,7 +92,7 @@ def test_idle_sandboxes_are_found_by_index_where_waiting_and_unused_ones_are_man
         ]
 
         wrapper = connections[db.alias]
-        statement = queries.GET_IDLE_SANDBOXES.compile(wrapper)
+        statement = queries.GET_IDLE_SANDBOXES.compile(Scope(wrapper))
         with wrapper.cursor() as cursor:
             cursor.execute(
                 f"EXPLAIN (COSTS OFF) {statement.sql}",

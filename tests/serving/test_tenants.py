@@ -22,7 +22,6 @@ from agentdb import (
     InvalidInputError,
 )
 from agentdb.serving import queries
-from agentdb.serving.compiled import Parameters
 from tests.helpers.factories import (
     execute,
     instant,
@@ -289,7 +288,6 @@ def test_every_query_asks_for_rows_through_its_parameters() -> None:
     assert [line.strip() for line in source.splitlines() if ".objects" in line] == [
         'same_row = Sandbox.objects.filter(id=OuterRef("id"))'
     ]
-    assert Parameters().of_tenant is False
 
 
 # -- claims
