@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -39,8 +38,6 @@ R = TypeVar("R")
 
 _LOOKS = 3  # of a file to which another process begins to write
 _MAGIC = b"SQLite format 3\0"
-_LOOKS_AT_SIZE = 20
-_SECONDS_BETWEEN_LOOKS = 0.02
 _INSPECTED = "AGENTDB_INSPECTED"  # the file that is read, under whatever name
 
 
@@ -155,7 +152,7 @@ def check_sqlite_file(path: Path) -> None:
             f"The folder {str(path.parent)!r} of the database file {path.name!r} does not exist. Check the database "
             "URL."
         )
-    header, size, expected = _consistent_header(path)
+    header, size = _header(path)
     if not size:
         return
     if not header.startswith(_MAGIC) or len(header) < 100:
@@ -165,28 +162,24 @@ def check_sqlite_file(path: Path) -> None:
             f"{str(path)!r} has a file format that SQLite {sqlite3.sqlite_version}, which Python uses here, does not "
             "know. Upgrade SQLite."
         )
-    if size < expected and not _log_has_more(path):
+    # SQLite itself finds out if pages are missing, but reads a last page that is cut short as if zeros followed.
+    page = int.from_bytes(header[16:18])
+    expected = page * int.from_bytes(header[28:32])
+    if size < expected and size % page and not _has_log(path):
         reason = f"it has {size:,} of the {expected:,} bytes that its header names"
         raise DatabaseUnavailableError(describe_damage(path, reason))
     if concern := encoding_concern(path):
         raise DatabaseUnavailableError(concern)
 
 
-def _consistent_header(path: Path) -> tuple[bytes, int, int]:
-    """Return the header, the file size, and the size in the header, consistent even while a program writes."""
+def _header(path: Path) -> tuple[bytes, int]:
+    """Return the header and the size of the file."""
     if not os.path.isfile(path) and os.path.exists(path):
         raise DatabaseUnavailableError(
             f"{str(path)!r} is a device or a pipe, not a database file. Check the database URL."
         )
     try:
-        header, size, expected = _size_named(path)
-        for _ in range(_LOOKS_AT_SIZE):
-            if size >= expected:
-                break
-            # Header and size may be of two moments: then the difference passes, while damage stays.
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-            header, size, expected = _size_named(path)
-        return header, size, expected
+        return read_header(path)
     except FileNotFoundError:
         raise MissingFileError(
             f"The database file {str(path)!r} does not exist. Check the database URL, or run 'agentdb migrate' to make "
@@ -206,24 +199,9 @@ def _is_newer(header: bytes) -> bool:
     return newest_journal > 2 or schema_format > 4
 
 
-def _log_has_more(path: Path) -> bool:
-    """Return whether the log may have the pages that the file lacks, as after a power cut in a checkpoint."""
-    for suffix in ("-wal", "-journal"):
-        log = Path(f"{path}{suffix}")
-        if log.exists() and log.stat().st_size:
-            return True
-    return False
-
-
-def _size_named(path: Path) -> tuple[bytes, int, int]:
-    """Return the header, the size in bytes, and the size that the header names (0 if it names none)."""
-    header, size = read_header(path)
-    # The page count counts only if the version of SQLite that last changed the file keeps it.
-    if header[24:28] != header[92:96]:
-        return header, size, 0
-    page = int.from_bytes(header[16:18])
-    bytes_a_page = 65536 if page == 1 else page
-    return header, size, bytes_a_page * int.from_bytes(header[28:32])
+def _has_log(path: Path) -> bool:
+    """Return whether a log may have the page that the file lacks, as after a power cut in a checkpoint."""
+    return os.path.exists(f"{path}-wal") or os.path.exists(f"{path}-journal")
 
 
 @contextmanager
