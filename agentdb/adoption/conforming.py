@@ -202,11 +202,7 @@ def _with_indexes_of(latest: Table, table: Table) -> Table:
     its own range, for which every write to the table then waits.
     """
     columns = {column.name for column in table.columns}
-    indexes = {
-        index.name: index
-        for index in latest.indexes
-        if {part.expression for part in index.parts} <= columns
-    }
+    indexes = {index.name: index for index in latest.indexes if index.names <= columns}
     indexes |= {index.name: index for index in table.indexes}
     return replace(table, indexes=tuple(indexes.values()))
 
@@ -374,7 +370,7 @@ class _CockroachDb(Step):
 
     def _drop_stale(self, column: str) -> Iterator[str]:
         for index in self.live.indexes:
-            if any(column in part.expression for part in index.parts):
+            if any(column in each for each in index.columns):
                 yield f"DROP INDEX {quote_name(index.name)}"
         # While CockroachDB 23.1 drops a NOT NULL column, nobody can read its catalog: pg_constraint lists a check on a
         # column that has no name any more. So the column allows NULL first.

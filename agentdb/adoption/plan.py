@@ -29,11 +29,12 @@ from agentdb.adoption.values import (
 )
 from agentdb.conf import server_name
 from agentdb.schema import Table, expected_tables
-from agentdb.schema.comparison import Key, keys_of, left_null, reads_ours
+from agentdb.schema.comparison import left_null, reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
 from agentdb.schema.queries import rows
 from agentdb.schema.rows import Misspelt, misspelt_timestamps, readable_rows
+from agentdb.schema.tables import Key
 from agentdb.wording import counted
 
 # What must be unique in an adopted database.
@@ -214,11 +215,11 @@ def _keys_to_names(shape: Shape) -> Iterator[str]:
 def _too_unique_keys(shape: Shape, wanted: Mapping[str, Table]) -> Iterator[str]:
     """Return other unique keys, which could refuse what agentdb writes."""
     for name, table in shape.tables.items():
-        for key in keys_of(table):
-            if not key.does.unique:
+        for key in table.keys:
+            if not key.is_unique:
                 continue
             # A half-built index with the name of one of ours is dropped.
-            if not key.does.valid and wanted[name].index(key.name or ""):
+            if not key.valid and wanted[name].index(key.name):
                 continue
             if _could_refuse(name, table, key):
                 yield _too_unique(name, key)
@@ -227,10 +228,10 @@ def _too_unique_keys(shape: Shape, wanted: Mapping[str, Table]) -> Iterator[str]
 def _could_refuse(name: str, table: Table, key: Key) -> bool:
     """Return whether the key is not one of ours, and agentdb may write what it does not allow."""
     # A condition makes it another key than the columns alone.
-    is_ours = (name, key.columns) in _KEY_COLUMNS and not key.does.condition
+    is_ours = (name, key.names) in _KEY_COLUMNS and not key.condition
     # A row with NULL in one of the columns is equal to no other.
-    is_distinct = "nulls not distinct" not in key.does.options
-    is_left_null = is_distinct and left_null(table, OLD_COLUMNS[name], key.columns)
+    is_distinct = "nulls not distinct" not in key.options
+    is_left_null = is_distinct and left_null(table, OLD_COLUMNS[name], key.names)
     return not (is_ours or is_left_null)
 
 
@@ -271,7 +272,7 @@ def _names_in_the_way(
     }
     for table in wanted.values():
         stored = shape.stored_as.get(table.name)
-        for key in (*table.indexes, *table.uniques, table.primary_key):
+        for key in (*table.keys, table.primary_key):
             if key is not None:
                 ours[key.name] = stored
     sql = _NAMES_ON_SQLITE if connection.vendor == "sqlite" else _NAMES

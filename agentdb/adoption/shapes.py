@@ -24,7 +24,6 @@ from agentdb.schema import (
     expected_tables,
     read_tables,
 )
-from agentdb.schema.comparison import keys_of
 from agentdb.schema.migration_record import (
     migration_names,
     recorded_migrations,
@@ -401,9 +400,9 @@ def key_of(table: Table | None) -> tuple[str, ...]:
 def unique_keys(table: Table) -> list[frozenset[str]]:
     """Return the sets of columns that a key, a constraint or a plain unique index keeps unique."""
     keys = [
-        key.columns
-        for key in keys_of(table)
-        if key.does.unique and key.does.valid and key.does.condition is None
+        key.names
+        for key in table.keys
+        if key.is_unique and key.valid and key.condition is None
     ]
     return [*keys, frozenset(key_of(table))] if table.primary_key else keys
 

@@ -11,7 +11,6 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 from agentdb.adoption.steps import is_superseded, no_column, no_table
 from agentdb.schema import Table, expected_table, read_tables
-from agentdb.schema.comparison import keys_of
 from agentdb.schema.queries import quote_name, rows, run
 from agentdb.schema.sqltext import parse_create_table, tokenize, without_checks
 
@@ -183,7 +182,7 @@ def _words(sql: str) -> frozenset[str]:
 def _rest(connection: BaseDatabaseWrapper, wanted: Table, table: str) -> list[str]:
     """Return the statements that recreate the table's additional indexes and its triggers."""
     live = read_tables(connection, [wanted.name])[wanted.name]
-    ours = {key.name for key in keys_of(live) if is_superseded(key, wanted)}
+    ours = {key.name for key in live.keys if is_superseded(key, wanted)}
     found = rows(
         connection,
         "SELECT type, lower(name), sql FROM sqlite_master WHERE lower(tbl_name) = lower(%s) AND sql IS NOT NULL"

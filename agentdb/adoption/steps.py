@@ -14,9 +14,9 @@ from typing import ClassVar
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema.comparison import Key, keys_of, plain_key, reads_ours
+from agentdb.schema.comparison import reads_ours
 from agentdb.schema.queries import quote_name
-from agentdb.schema.tables import Check, Column, ForeignKey, Index, IndexPart, Table
+from agentdb.schema.tables import Check, Column, ForeignKey, Key, Table
 
 # Indexes of old servers that no model has any more; ours replace them.
 LEFT_OVER_INDEXES = frozenset({"idx_api_keys_hash", "api_keys_key_hash_unique"})
@@ -76,38 +76,30 @@ def declaration(column: Column) -> str:
     return sql
 
 
-def key_sql(kind: str, name: str | None, columns: Collection[str]) -> str:
+def key_sql(kind: str, name: str, columns: Collection[str]) -> str:
     """A PRIMARY KEY or UNIQUE constraint, as SQL."""
-    return f"CONSTRAINT {quote_name(name or '')} {kind} {columns_sql(columns)}"
+    return f"CONSTRAINT {quote_name(name)} {kind} {columns_sql(columns)}"
 
 
-def index_sql(index: Index) -> str:
+def index_sql(index: Key) -> str:
     """The keys and the condition of an index, as SQL."""
     condition = f" WHERE {index.condition}" if index.condition else ""
-    return f"({', '.join(map(_part_sql, index.parts))}){condition}"
+    return f"({', '.join(index.columns)}){condition}"
 
 
-def _part_sql(part: IndexPart) -> str:
-    sql = quote_name(part.expression)
-    if part.collation:
-        sql += f" COLLATE {quote_name(part.collation)}"
-    if part.descending:
-        sql += " DESC"
-    return sql
-
-
-def add_index_sql(table: str, index: Index, *, if_missing: bool = False) -> str:
+def add_index_sql(table: str, index: Key, *, if_missing: bool = False) -> str:
     """The statement that adds the index; ``if_missing`` accepts whatever has its name."""
-    kind = "UNIQUE INDEX" if index.unique else "INDEX"
     name = f"{'IF NOT EXISTS ' if if_missing else ''}{quote_name(index.name)}"
-    return f"CREATE {kind} {name} ON {quote_name(table)} {index_sql(index)}"
+    return (
+        f"CREATE {index.kind.upper()} {name} ON {quote_name(table)} {index_sql(index)}"
+    )
 
 
 def half_built_indexes(step: Step) -> Iterator[str]:
     """Drop what takes the name of an index of ours, and does not let its columns change their types."""
     # CREATE INDEX CONCURRENTLY leaves it behind if it is stopped or finds a duplicate. An ALTER TYPE of its columns
     # would build it again, and fail at the duplicate.
-    names = {key.name for key in keys_of(step.wanted)}
+    names = {key.name for key in step.wanted.keys}
     for index in step.live.indexes:
         if not index.valid and index.name in names:
             yield f"DROP INDEX {quote_name(index.name)}"
@@ -125,7 +117,7 @@ def obsolete_constraints(step: Step) -> Iterator[str]:
     if step.is_atomic and live.primary_key and not _has_its_key(step):
         dropped.append(live.primary_key.name)
     for name in dropped:
-        yield f"{step.alter} DROP CONSTRAINT {quote_name(name or '')}"
+        yield f"{step.alter} DROP CONSTRAINT {quote_name(name)}"
 
 
 def is_obsolete_key(key: ForeignKey, ours: Collection[str]) -> bool:
@@ -134,7 +126,7 @@ def is_obsolete_key(key: ForeignKey, ours: Collection[str]) -> bool:
 
 
 def _is_obsolete(check: Check, live: Table, ours: Collection[str]) -> bool:
-    is_under_way = (check.name or "").endswith(_NOT_NULL_UNDER_WAY)
+    is_under_way = check.name.endswith(_NOT_NULL_UNDER_WAY)
     is_plain = check.kind == "check" and not is_under_way
     return is_plain and reads_ours(check, live, ours)
 
@@ -211,7 +203,7 @@ def defaults(step: Step) -> Iterator[str]:
 def _has_its_key(step: Step) -> bool:
     live, wanted = step.live.primary_key, step.wanted.primary_key
     assert wanted is not None  # every table of ours has one
-    return live is not None and not live.options and live.columns == wanted.columns
+    return live is not None and live.does == wanted.does
 
 
 def primary_key(step: Step) -> Iterator[str]:
@@ -222,7 +214,7 @@ def primary_key(step: Step) -> Iterator[str]:
         actions = f"ADD {key_sql('PRIMARY KEY', wanted.name, wanted.columns)}"
         # One statement for both: CockroachDB refuses a table without a key.
         if live is not None:
-            actions = f"DROP CONSTRAINT {quote_name(live.name or '')}, {actions}"
+            actions = f"DROP CONSTRAINT {quote_name(live.name)}, {actions}"
         yield f"{step.alter} {actions}"
     elif live and live.name != wanted.name:
         yield _rename(live.name, wanted.name)
@@ -231,24 +223,24 @@ def primary_key(step: Step) -> Iterator[str]:
 def is_superseded(key: Key, wanted: Table) -> bool:
     """Return whether a live key is one of ours under any name, and is dropped when ours exists."""
     return key.name in LEFT_OVER_INDEXES or any(
-        key.name == ours.name or _serves_as(key, ours) for ours in keys_of(wanted)
+        key.name == ours.name or _serves_as(key, ours) for ours in wanted.keys
     )
 
 
 def _serves_as(key: Key, ours: Key) -> bool:
     """Return whether ours would be superfluous beside the key, whatever either is called."""
-    if not ours.does.unique:
+    if not ours.is_unique:
         return key.does == ours.does
     # An index with a condition or a collation of its own keeps something else unique, and stays beside ours.
-    plain = plain_key(part.expression for part in key.does.parts)
-    is_plain = key.is_constraint or key.does == plain
+    is_plain = key.does == replace(ours.does, columns=key.columns)
     # As sets: uniqueness does not depend on the order of columns.
-    return is_plain and key.columns == ours.columns
+    is_over_them = set(key.columns) == set(ours.columns)
+    return is_over_them and (is_plain or key.is_constraint)
 
 
 def keys(step: Step) -> Iterator[str]:
     """Leave each unique constraint and each index once; one that does the same is renamed instead of rebuilt."""
-    live, wanted = keys_of(step.live), keys_of(step.wanted)
+    live, wanted = step.live.keys, step.wanted.keys
     names = {key.name for key in wanted}  # on a server each key has one
     kept = [(key, _best(key, live, names)) for key in wanted]
     stay = [found for _, found in kept]
@@ -263,7 +255,9 @@ def keys(step: Step) -> Iterator[str]:
     yield from (_drop(step, key) for key in dropped if key.name not in names)
 
 
-def _best(wanted: Key, live: list[Key], names: Collection[str | None]) -> Key | None:
+def _best(
+    wanted: Key, live: Collection[Key], names: Collection[str | None]
+) -> Key | None:
     """The live key that becomes the wanted one: it has its columns in the same order, and best its kind and name."""
     found = []
     for key in live:
@@ -284,33 +278,30 @@ def _best(wanted: Key, live: list[Key], names: Collection[str | None]) -> Key | 
 
 
 def _make(step: Step, wanted: Key, found: Key | None) -> Iterator[str]:
-    name = wanted.name or ""
+    name = wanted.name
     if found is None and wanted.is_constraint:
-        columns = [part.expression for part in wanted.does.parts]
-        yield f"{step.alter} ADD {key_sql('UNIQUE', wanted.name, columns)}"
+        yield f"{step.alter} ADD {key_sql('UNIQUE', wanted.name, wanted.columns)}"
     elif found is None:
-        index = replace(wanted.does, name=name)
         # Without transactions a killed run's statement may still be building it.
         if_missing = not step.is_atomic
-        yield add_index_sql(step.live.name, index, if_missing=if_missing)
+        yield add_index_sql(step.live.name, wanted, if_missing=if_missing)
     elif wanted.is_constraint and not found.is_constraint:
         # The index is not built again, and it gets the constraint's name.
-        old = quote_name(found.name or "")
+        old = quote_name(found.name)
         yield f"{step.alter} ADD CONSTRAINT {quote_name(name)} UNIQUE USING INDEX {old}"
     elif found.name != wanted.name:
         yield _rename(found.name, wanted.name)
 
 
-def _rename(name: str | None, wanted: str | None) -> str:
+def _rename(name: str, wanted: str) -> str:
     # A constraint takes the name of its index, on either engine.
-    return f"ALTER INDEX {quote_name(name or '')} RENAME TO {quote_name(wanted or '')}"
+    return f"ALTER INDEX {quote_name(name)} RENAME TO {quote_name(wanted)}"
 
 
 def _drop(step: Step, key: Key) -> str:
-    name = key.name or ""
     if key.is_constraint:
-        return step.drop_unique(name)
-    return f"DROP INDEX {quote_name(name)}"
+        return step.drop_unique(key.name)
+    return f"DROP INDEX {quote_name(key.name)}"
 
 
 # The order matters: a key needs columns with their final values and types, and obstacles to a conversion are removed

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from agentdb.schema.sqltext import names_in, quoted
-from agentdb.schema.tables import (
-    Check,
-    Column,
-    Index,
-    IndexPart,
-    Table,
-)
-from agentdb.wording import capitalized, listed
+from agentdb.schema.tables import Check, Column, Key, Table
+from agentdb.wording import capitalized
 
 Severity = Literal["drift", "note"]
 
@@ -77,112 +70,44 @@ def drift(
     ]
 
 
-@dataclass(frozen=True)
-class Key:
-    """An index or a UNIQUE constraint; ``does`` is what it does, without its name."""
-
-    name: str | None
-    does: Index
-    # The first part of its codes. A primary key is one only where a table has none.
-    noun: Literal["index", "unique", "primary_key"] = "index"
-
-    @property
-    def is_constraint(self) -> bool:
-        return self.noun == "unique"
-
-    @property
-    def kind(self) -> str:
-        if self.noun == "index":
-            return "unique index" if self.does.unique else "index"
-        return "unique constraint" if self.is_constraint else "primary key"
-
-    @property
-    def columns(self) -> frozenset[str]:
-        return frozenset(part.expression for part in self.does.parts)
-
-    @property
-    def on(self) -> str:
-        """Its keys and what else defines it, as in '(tenant_id, created_at DESC) where runner_id IS NOT NULL'."""
-        does = self.does
-        text = f"({', '.join(map(_part_text, does.parts))})"
-        if does.method != "btree":
-            text += f" using {does.method}"
-        if does.include:
-            text += f" including ({', '.join(does.include)})"
-        if does.options:
-            text += f" {', '.join(does.options)}"
-        return text + (f" where {does.condition}" if does.condition else "")
-
-    @property
-    def text(self) -> str:
-        return f"{self.kind} on {self.on}"
-
-    @property
-    def title(self) -> str:
-        if self.noun == "primary_key":
-            return "the primary key"
-        return f"{self.kind} {self.name or 'without a name'}"
-
-    def names(self) -> frozenset[str]:
-        """Return the columns that it reads, in expressions and the condition too."""
-        read = [*self.columns, *self.does.include]
-        if self.does.condition:
-            read.append(self.does.condition)
-        return names_in(" ".join(read))
-
-    def is_like(self, other: Key, *, names: bool) -> bool:
-        """Return whether both do the same, valid or not; with ``names`` they are also of the same kind."""
-        if names and self.noun != other.noun:
-            return False
-        return replace(self.does, valid=True) == replace(other.does, valid=True)
+def _text(key: Key) -> str:
+    """Return all of a key but its name, as in 'index on (tenant_id, created_at DESC) where runner_id IS NOT NULL'."""
+    return f"{key.kind} on {_on(key)}"
 
 
-def _part_text(part: IndexPart) -> str:
-    text = part.expression
-    if part.collation:
-        text += f' COLLATE "{part.collation}"'
-    if part.operator_class:
-        text += f" {part.operator_class}"
-    if part.descending:
-        text += " DESC"
-    return text + (f" NULLS {part.nulls.upper()}" if part.nulls else "")
+def _on(key: Key) -> str:
+    text = _columns_text(key.columns)
+    if key.method != "btree":
+        text += f" using {key.method}"
+    if key.include:
+        text += f" including {_columns_text(key.include)}"
+    if key.options:
+        text += f" {', '.join(key.options)}"
+    return text + (f" where {key.condition}" if key.condition else "")
 
 
-def plain_key(columns: Iterable[str], options: Iterable[str] = ()) -> Index:
-    """Return what a UNIQUE constraint over the columns does."""
-    return Index(
-        "",
-        tuple(map(IndexPart, columns)),
-        unique=True,
-        valid="invalid" not in options,
-        options=tuple(each for each in options if each != "invalid"),
-    )
+def _title(key: Key) -> str:
+    if key.kind == "primary key":
+        return "The primary key"
+    return f"{capitalized(key.kind)} {key.name or 'without a name'}"
 
 
-def keys_of(table: Table) -> list[Key]:
-    """Return the UNIQUE constraints and the indexes of a table, without the primary key."""
-    return [
-        *(
-            Key(each.name, plain_key(each.columns, each.options), "unique")
-            for each in table.uniques
-        ),
-        *(Key(index.name, replace(index, name="")) for index in table.indexes),
-    ]
+def _reads(key: Key) -> frozenset[str]:
+    """Return the columns that the key reads, in expressions and the condition too."""
+    return names_in(" ".join([*key.columns, *key.include, key.condition or ""]))
 
 
 def _paired(
-    wanted: list[Key], live: list[Key], *conditions: Callable[[Key, Key], bool]
-) -> list[tuple[Key, Key]]:
-    """Remove keys that meet all conditions from both lists, and return them in pairs."""
-    pairs = []
+    wanted: list[Key], live: list[Key], is_pair: Callable[[Key, Key], bool]
+) -> Iterator[tuple[Key, Key]]:
+    """Remove the keys that belong together from both lists, and yield them."""
     for key in list(wanted):
         for other in live:
-            if all(is_met(key, other) for is_met in conditions):
+            if is_pair(key, other):
                 wanted.remove(key)
                 live.remove(other)
-                pairs.append((key, other))
+                yield key, other
                 break
-    return pairs
 
 
 class _TableDiff:
@@ -214,13 +139,11 @@ class _TableDiff:
                     "table.kind", None, self.expected.kind, self.live.kind, message
                 )
             ]
-        keys, lost = self._keys()
         return [
             *self._options(),
-            *self._columns(lost),
+            *self._columns(),
             *self._extra_columns(),
-            *self._primary_key(),
-            *keys,
+            *self._keys(),
             *self._extra_constraints(),
             *self._triggers_and_rules(),
         ]
@@ -234,6 +157,8 @@ class _TableDiff:
         message: str,
         severity: Severity = "drift",
     ) -> Difference:
+        # A key may have no name.
+        thing, expected, found = thing or None, expected or None, found or None
         return Difference(code, severity, self.table, thing, expected, found, message)
 
     def _extra(
@@ -257,15 +182,13 @@ class _TableDiff:
 
     # ------------------------------------------------------------------------------------------------------ columns
 
-    def _columns(self, lost: Mapping[str, list[str]]) -> Iterator[Difference]:
+    def _columns(self) -> Iterator[Difference]:
         for column in self.expected.columns:
             found = self.live.column(column.name)
             if found is not None:
                 yield from self._column(column, found)
                 continue
             message = f"Column {self.table}.{column.name} is missing"
-            if lost.get(column.name):
-                message += f", and with it {listed(lost[column.name])}"
             other = self.renamed.get(column.name)
             if other is not None:
                 message += f" (column {other} is defined like it: was it renamed?)"
@@ -305,146 +228,102 @@ class _TableDiff:
 
     # --------------------------------------------------------------------------------------------------------- keys
 
-    def _old(self, sql: str) -> str:
-        """Return the expression with the models' names of renamed columns."""
+    def _as_in_models(self, sql: str) -> str:
+        """Return the expression as if the columns had the models' names and collations.
+
+        A changed column would show in its keys too, and has a line of its own.
+        """
         # In one pass over the words: names that were swapped would be swapped back by a second one.
-        return re.sub(
-            r"\w+", lambda match: self._old_names.get(match[0], match[0]), sql
-        )
+        sql = re.sub(r"\w+", lambda match: self._old_names.get(match[0], match[0]), sql)
+        if sql.partition(" ")[0] in self._recollated:
+            return re.sub(r" COLLATE \S+", "", sql)
+        return sql
 
     def _keys_of(self, table: Table) -> list[Key]:
-        """Return the keys as if the columns had the models' names and collations.
-
-        A changed column would show in its indexes too, and has a line of its own.
-        """
-        keys = []
-        for key in keys_of(table):
-            does = key.does
-            parts = []
-            for part in does.parts:
-                expression = self._old(part.expression)
-                is_recollated = expression in self._recollated
-                collation = None if is_recollated else part.collation
-                parts.append(replace(part, expression=expression, collation=collation))
-            index = replace(
-                does,
-                parts=tuple(parts),
-                condition=does.condition and self._old(does.condition),
-                include=tuple(map(self._old, does.include)),
+        primary = [table.primary_key] if table.primary_key else []
+        return [
+            replace(
+                key,
+                columns=tuple(map(self._as_in_models, key.columns)),
+                condition=key.condition and self._as_in_models(key.condition),
+                include=tuple(map(self._as_in_models, key.include)),
             )
-            keys.append(replace(key, does=index))
-        return keys
+            for key in (*primary, *table.keys)
+        ]
 
-    def _primary_key(self) -> Iterator[Difference]:
-        wanted, found = self.expected.primary_key, self.live.primary_key
-        if wanted is None or found is None:
-            return  # a missing one is among the missing keys
-        title = f"The primary key of {self.table}"
-        columns = _columns_text(wanted.columns)
-        actual = _columns_text(map(self._old, found.columns))
-        what = "options" if actual == columns else "columns"
-        if found.options and what == "options":
-            actual += f" {', '.join(found.options)}"
-        if actual == f"{columns} invalid":
-            yield self._invalid(title, wanted.name, found.name)
-        elif actual != columns:
-            message = f"{title} is {actual}; it should be {columns}."
-            yield self._difference(
-                f"primary_key.{what}", wanted.name, columns, actual, message
-            )
-        elif self.names and found.name != wanted.name:
-            yield self._misnamed("primary_key", title, wanted.name, found.name)
-
-    def _misnamed(
-        self, noun: str, title: str, wanted: str | None, found: str | None
-    ) -> Difference:
-        has = f"is named {found}" if found else "has no name"
-        should = f"be {wanted}" if wanted else "have none"
-        message = f"{title} {has}; it should {should}."
-        return self._difference(f"{noun}.name", wanted, wanted, found, message)
-
-    def _keys(self) -> tuple[list[Difference], dict[str, list[str]]]:
-        """Compare indexes and UNIQUE constraints.
-
-        Also return, by missing column, the titles of the keys that vanished with it.
-        """
+    def _keys(self) -> Iterator[Difference]:
+        """Compare the primary keys, the UNIQUE constraints and the indexes."""
         wanted = self._keys_of(self.expected)
         live = self._keys_of(self.live)
 
         # From the most alike to the least, and each key once: what is the same in name and kind, what has the name,
         # what does the same under another name. The rest is missing, or additional.
+        def is_primary(key: Key, other: Key) -> bool:
+            return key.kind == other.kind == "primary key"
+
+        def is_same(key: Key, other: Key) -> bool:
+            return key.name == other.name and self._is_alike(key, other)
+
         def has_name(key: Key, other: Key) -> bool:
-            return key.name == other.name
+            return self.names and key.name == other.name
 
-        def is_alike(key: Key, other: Key) -> bool:
-            return key.is_like(other, names=self.names)
+        for is_pair in (is_primary, is_same, has_name, self._is_alike):
+            for key, other in _paired(wanted, live, is_pair):
+                yield from self._key(key, other)
+        gone = {column.name for column in self.missing}
+        for key in wanted:
+            # A key goes with its column, whose line is enough.
+            if _reads(key).isdisjoint(gone):
+                message = f"{_title(key)} on {self.table} {_on(key)} is missing."
+                code = f"{_NOUNS[key.kind]}.missing"
+                yield self._difference(code, key.name, _text(key), None, message)
+        yield from map(self._extra_key, live)
 
-        same = _paired(wanted, live, has_name, is_alike)
-        changed = _paired(wanted, live, has_name) if self.names else []
-        renamed = _paired(wanted, live, is_alike)
-        primary = self.expected.primary_key
-        if primary is not None and self.live.primary_key is None:
-            does = plain_key(primary.columns)
-            wanted.insert(0, Key(primary.name, does, "primary_key"))
-        lost: dict[str, list[str]] = defaultdict(list)
-        found = [
-            *self._changed_keys(changed),
-            *(self._renamed_keys(renamed) if self.names else ()),
-            *self._invalid_keys(same + renamed),
-            *self._missing_keys(wanted, lost),
-            *map(self._extra_key, live),
-        ]
-        return found, lost
+    def _is_alike(self, key: Key, other: Key) -> bool:
+        """Return whether both do the same, valid or not; if names matter, they are also of the same kind."""
+        if self.names and key.kind != other.kind:
+            return False
+        return replace(key.does, valid=other.valid) == other.does
 
-    def _missing_keys(
-        self, keys: list[Key], lost: dict[str, list[str]]
-    ) -> Iterator[Difference]:
-        for key in keys:
-            reads = key.names()
-            takers = [column.name for column in self.missing if column.name in reads]
-            if takers:
-                lost[takers[0]].append(key.title)
-                continue
-            message = f"{capitalized(key.title)} on {self.table} {key.on} is missing."
-            code = f"{key.noun}.missing"
-            yield self._difference(code, key.name, key.text, None, message)
+    def _key(self, key: Key, other: Key) -> Iterator[Difference]:
+        noun = _NOUNS[key.kind]
+        title = f"{_title(key)} on {self.table}"
+        if not self._is_alike(key, other):
+            wanted, found = _text(key), _text(other)
+            message = (
+                f"{title} is {_article(other)} {found}; it should be "
+                f"{_article(key)} {wanted}."
+            )
+            change = "changed"
+            if noun == "primary_key":
+                change = "options" if key.columns == other.columns else "columns"
+            yield self._difference(f"{noun}.{change}", key.name, wanted, found, message)
+            return
+        if self.names and key.name != other.name:
+            has = f"is named {other.name}" if other.name else "has no name"
+            should = f"be {key.name}" if key.name else "have none"
+            message = f"{capitalized(key.kind)} on {self.table} {_on(key)} {has}; it should {should}."
+            yield self._difference(
+                f"{noun}.name", key.name, key.name, other.name, message
+            )
+        if not other.valid:
+            message = (
+                f"{title} is invalid and serves no query: "
+                f"run 'REINDEX INDEX CONCURRENTLY {quoted(other.name)}'."
+            )
+            yield self._difference(
+                "index.invalid", key.name, "valid", "invalid", message
+            )
 
     def _extra_key(self, key: Key) -> Difference:
         # An index that is not unique only costs time. A unique one refuses rows, unless each of ours has NULL in it.
-        harmless = not key.does.unique
-        if "nulls not distinct" not in key.does.options:
-            harmless = harmless or self._left_null(key.columns)
-        title = f"{capitalized(key.title)} on {self.table} {key.on}"
-        return self._extra(key.noun, key.name, key.text, title, harmless=harmless)
-
-    def _changed_keys(self, pairs: list[tuple[Key, Key]]) -> Iterator[Difference]:
-        for key, other in pairs:
-            wanted, found = key.text, other.text
-            message = (
-                f"{capitalized(key.title)} on {self.table} is {_article(other.kind)} {found}; it should be "
-                f"{_article(key.kind)} {wanted}."
-            )
-            yield self._difference(
-                f"{key.noun}.changed", key.name, wanted, found, message
-            )
-
-    def _renamed_keys(self, pairs: list[tuple[Key, Key]]) -> Iterator[Difference]:
-        for key, other in pairs:
-            title = f"{capitalized(key.kind)} on {self.table} {key.on}"
-            yield self._misnamed(key.noun, title, key.name, other.name)
-
-    def _invalid_keys(self, pairs: list[tuple[Key, Key]]) -> Iterator[Difference]:
-        for key, other in pairs:
-            if not other.does.valid:
-                title = f"{capitalized(other.title)} on {self.table}"
-                yield self._invalid(title, key.name, other.name)
-
-    def _invalid(self, title: str, thing: str | None, index: str | None) -> Difference:
-        message = (
-            f"{title} is invalid and serves no query: "
-            f"run 'REINDEX INDEX CONCURRENTLY {quoted(index or '')}'."
+        harmless = not key.is_unique
+        if "nulls not distinct" not in key.options:
+            harmless = harmless or self._left_null(key.names)
+        title = f"{_title(key)} on {self.table} {_on(key)}"
+        return self._extra(
+            _NOUNS[key.kind], key.name, _text(key), title, harmless=harmless
         )
-        return self._difference("index.invalid", thing, "valid", "invalid", message)
 
     def _left_null(self, columns: Iterable[str]) -> bool:
         """Return whether agentdb leaves one of the columns NULL in every insert, so that no row can collide."""
@@ -523,13 +402,21 @@ def _alike(column: Column, others: list[Column]) -> list[Column]:
     return [other for other in others if replace(other, name=column.name) == column]
 
 
-def _article(kind: str) -> str:
-    return "an" if kind == "index" else "a"
+def _article(key: Key) -> str:
+    return "an" if key.kind == "index" else "a"
 
 
 def _columns_text(columns: Iterable[str]) -> str:
     return f"({', '.join(columns)})"
 
+
+# The first part of the codes of a kind of key.
+_NOUNS = {
+    "primary key": "primary_key",
+    "unique constraint": "unique",
+    "unique index": "index",
+    "index": "index",
+}
 
 # What is said of a column that has a value or has none (or False), and of one that should.
 _WORDS_OF_COLUMNS = {

@@ -14,10 +14,9 @@ from agentdb.schema.sqltext import (
     column_default,
     column_type,
     literal,
-    normal_index,
     parse_create_index,
 )
-from agentdb.schema.tables import Column, PrimaryKey, Table, Unique
+from agentdb.schema.tables import Column, Key, Table
 
 APP_LABEL = "agentdb"
 
@@ -39,7 +38,7 @@ def expected_table(connection: BaseDatabaseWrapper, model: type[Model]) -> Table
     editor = connection.schema_editor(collect_sql=True, atomic=False)
     meta = model._meta
     # PostgreSQL's default name; SQLite stores no names of keys.
-    key = None if connection.vendor == "sqlite" else f"{meta.db_table}_pkey"
+    key = "" if connection.vendor == "sqlite" else f"{meta.db_table}_pkey"
     # What CREATE INDEX makes is an index and not a constraint on PostgreSQL: the old server's tables have one.
     indexes = [str(index.create_sql(model, editor)) for index in meta.indexes]
     uniques = _uniques_of_columns(connection, model)
@@ -56,17 +55,15 @@ def expected_table(connection: BaseDatabaseWrapper, model: type[Model]) -> Table
         columns=tuple(
             _expected_column(editor, field) for field in meta.local_concrete_fields
         ),
-        primary_key=PrimaryKey(key, (_name_of(meta.pk),)),
+        primary_key=Key(key, (_name_of(meta.pk),), "primary key"),
         uniques=tuple(uniques),
-        indexes=tuple(
-            normal_index(connection, parse_create_index(sql)) for sql in indexes
-        ),
+        indexes=tuple(map(parse_create_index, indexes)),
     )
 
 
 def _uniques_of_columns(
     connection: BaseDatabaseWrapper, model: type[Model]
-) -> list[Unique]:
+) -> list[Key]:
     prefix = f"{model._meta.db_table}_"
     columns = [
         _name_of(field)
@@ -76,12 +73,16 @@ def _uniques_of_columns(
     # Again the default name, and none on SQLite.
     is_named = connection.vendor != "sqlite"
     return [
-        Unique(f"{prefix}{column}_key" if is_named else None, (column,))
+        Key(
+            f"{prefix}{column}_key" if is_named else "",
+            (column,),
+            "unique constraint",
+        )
         for column in columns
     ]
 
 
-def _unique(model: type[Model], constraint: BaseConstraint) -> Unique:
+def _unique(model: type[Model], constraint: BaseConstraint) -> Key:
     *_, options = constraint.deconstruct()
     if not isinstance(constraint, UniqueConstraint) or set(options) != {
         "fields",
@@ -92,7 +93,8 @@ def _unique(model: type[Model], constraint: BaseConstraint) -> Unique:
             f"{constraint!r} of {model.__name__}: agentdb.schema.expected cannot compare it."
         )
     fields = map(model._meta.get_field, constraint.fields)
-    return Unique(constraint.name, tuple(map(_name_of, fields)))
+    columns = tuple(map(_name_of, fields))
+    return Key(constraint.name, columns, "unique constraint")
 
 
 def _name_of(field: Any) -> str:

@@ -9,7 +9,7 @@ from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema import postgresql_catalog, sqlite_catalog
-from agentdb.schema.tables import Index, Table, Unique
+from agentdb.schema.tables import Table
 
 # Only on CockroachDB, and always empty: lets one process migrate at a time.
 LOCK_TABLE = "agentdb_migrating"
@@ -44,20 +44,13 @@ def read_tables(
 
 def _with_unique_indexes_as_constraints(table: Table) -> Table:
     """Return the table as CockroachDB treats it: a unique index over columns is a unique constraint."""
-    uniques = {unique.name: unique for unique in table.uniques}
-    indexes = []
-    for index in table.indexes:
-        if _is_constraint(table, index):
-            columns = tuple(part.expression for part in index.parts)
-            uniques.setdefault(index.name, Unique(index.name, columns))
-        else:
-            indexes.append(index)
-    return replace(table, uniques=tuple(uniques.values()), indexes=tuple(indexes))
-
-
-def _is_constraint(table: Table, index: Index) -> bool:
-    return (
-        index.unique
+    uniques = [
+        replace(index, kind="unique constraint")
+        for index in table.indexes
+        if index.kind == "unique index"
         and index.condition is None
-        and all(table.column(part.expression) for part in index.parts)
-    )
+        and all(map(table.column, index.columns))
+    ]
+    names = {unique.name for unique in uniques}
+    indexes = tuple(index for index in table.indexes if index.name not in names)
+    return replace(table, uniques=(*table.uniques, *uniques), indexes=indexes)

@@ -19,20 +19,11 @@ from agentdb.schema.sqltext import (
     column_type,
     folded,
     literal,
-    normal_index,
     parse_create_index,
     parse_create_table,
     tokenize,
 )
-from agentdb.schema.tables import (
-    Check,
-    Column,
-    ForeignKey,
-    Index,
-    PrimaryKey,
-    Table,
-    Unique,
-)
+from agentdb.schema.tables import Column, Key, Table
 
 
 class _Object(NamedTuple):
@@ -103,11 +94,11 @@ def _read(
     return Table(
         name=name,
         columns=columns,
-        primary_key=next(iter(text.of_kind(PrimaryKey)), None),
+        primary_key=next((key for key in text.keys if not key.is_constraint), None),
         uniques=_uniques(text),
-        indexes=_indexes(connection, of_table),
-        foreign_keys=tuple(text.of_kind(ForeignKey)),
-        checks=tuple(text.of_kind(Check)),
+        indexes=_indexes(of_table),
+        foreign_keys=tuple(text.foreign_keys),
+        checks=tuple(text.checks),
         options=text.options,
         triggers=tuple(each.name for each in of_table if each.kind == "trigger"),
     )
@@ -116,7 +107,7 @@ def _read(
 def _columns(
     connection: BaseDatabaseWrapper, stored: list[_ColumnRow], text: TableText
 ) -> tuple[Column, ...]:
-    written = {folded(column.name): column for column in text.columns}
+    written = {column.name: column for column in text.columns}
     columns = []
     for row in stored:
         column = Column(
@@ -126,10 +117,10 @@ def _columns(
             default=_default(row.default),
         )
         if own := written.get(column.name):
-            collation = own.collation or "BINARY"
+            collation = (own.collation or "BINARY").upper()
             column = replace(
                 column,
-                collation=None if collation.upper() == "BINARY" else collation,
+                collation=None if collation == "BINARY" else collation,
                 generated=own.generated,
                 conflict=own.conflict,
             )
@@ -146,23 +137,21 @@ def _default(default: str | None) -> str | None:
     return column_default(default)
 
 
-def _uniques(text: TableText) -> tuple[Unique, ...]:
+def _uniques(text: TableText) -> tuple[Key, ...]:
     """Return the UNIQUE constraints that SQLite has an index for: each once, and none that the primary key implies."""
-    known = {key.columns for key in text.of_kind(PrimaryKey)}
+    known = {key.columns for key in text.keys if not key.is_constraint}
     uniques = {
-        (unique.columns, unique.options): unique
+        (key.columns, key.options): key
         # The first one written stands for all.
-        for unique in reversed(text.of_kind(Unique))
-        if unique.columns not in known
+        for key in reversed(text.keys)
+        if key.columns not in known
     }
     return tuple(unique for _, unique in sorted(uniques.items()))
 
 
-def _indexes(
-    connection: BaseDatabaseWrapper, of_table: list[_Object]
-) -> tuple[Index, ...]:
+def _indexes(of_table: list[_Object]) -> tuple[Key, ...]:
     indexes = [
-        normal_index(connection, parse_create_index(each.sql, fold_names=True))
+        parse_create_index(each.sql, fold_names=True)
         for each in of_table
         if each.kind == "index" and each.sql
     ]

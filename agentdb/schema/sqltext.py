@@ -5,19 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema.queries import quote_name
-from agentdb.schema.tables import (
-    Check,
-    ForeignKey,
-    Index,
-    IndexPart,
-    PrimaryKey,
-    Unique,
-)
+from agentdb.schema.tables import Check, ForeignKey, Key, KeyKind
 
 _TOKEN = re.compile(
     r"""
@@ -97,7 +90,9 @@ def _items(sql: str, *, fold_names: bool = False) -> Sequence[Sequence[Token]]:
     tokens = tokenize(sql)
     if fold_names:
         tokens = [
-            replace(token, text=folded(token.text)) if token.kind == "name" else token
+            replace(token, text=folded(token.text))
+            if token.kind in ("name", "word")
+            else token
             for token in tokens
         ]
     return _group(iter(tokens), 0).items
@@ -230,10 +225,9 @@ def _spelt(token: Token) -> str:
     return token.word or token.text
 
 
-def parse_create_index(sql: str, *, fold_names: bool = False) -> Index:
+def parse_create_index(sql: str, *, fold_names: bool = False) -> Key:
     """Read a CREATE INDEX statement of Django, of ``pg_get_indexdef`` or of ``sqlite_master``.
 
-    Each part has the collation and the place of NULLs that are written, also if they are the engine's usual ones.
     ``fold_names`` is for SQLite, which ignores the case of quoted names too.
     """
     [statement] = _items(sql, fold_names=fold_names)
@@ -244,14 +238,14 @@ def parse_create_index(sql: str, *, fold_names: bool = False) -> Index:
     clauses, condition = _parted(clauses, "WHERE")
     _, include = _parted(clauses, "INCLUDE")
     words = [token.word for token in (*created, *clauses)]
-    return Index(
+    return Key(
         name=created[-1].identifier,
-        unique="UNIQUE" in words,
-        method=method[0].identifier.lower() if method else "btree",
-        parts=tuple(map(_key, keys)),
-        include=tuple(map(canonical, include[0].items)) if include else (),
-        options=("nulls not distinct",) if "DISTINCT" in words else (),
+        columns=tuple(map(_key_column, keys)),
+        kind="unique index" if "UNIQUE" in words else "index",
         condition=canonical(condition) if condition else None,
+        include=tuple(map(canonical, include[0].items)) if include else (),
+        method=method[0].identifier.lower() if method else "btree",
+        options=("nulls not distinct",) if "DISTINCT" in words else (),
     )
 
 
@@ -275,48 +269,22 @@ def _around_group(
     return tokens, (), ()
 
 
-def _key(tokens: Sequence[Token]) -> IndexPart:
-    """Read ``EXPRESSION [COLLATE x] [operator class] [ASC | DESC] [NULLS FIRST | LAST]`` from its end."""
-    nulls: Literal["first", "last"] | None = None
-    if len(tokens) > 2 and tokens[-2].word == "NULLS":
-        nulls = "first" if tokens[-1].word == "FIRST" else "last"
-        tokens = tokens[:-2]
+def _key_column(tokens: Sequence[Token]) -> str:
+    """Return ``EXPRESSION [COLLATE x] [operator class] [DESC] [NULLS FIRST | LAST]`` in canonical form."""
     direction = tokens[-1].word if len(tokens) > 1 else ""
     if direction in ("ASC", "DESC"):
         tokens = tokens[:-1]
-    operator_class = None
-    if _ends_with_operator_class(tokens):
-        operator_class = tokens[-1].identifier
-        tokens = tokens[:-1]
-    tokens, collation = _without_collation(tokens)
+    is_in_parentheses = False
     # Django writes '("id" COLLATE "C") DESC', and PostgreSQL shows 'id COLLATE "C" DESC'.
     while len(tokens) == 1 and len(tokens[0].items) == 1:
-        tokens, inner = _without_collation(tokens[0].items[0])
-        collation = collation or inner
-    return IndexPart(
-        canonical(tokens), direction == "DESC", collation, nulls, operator_class
-    )
-
-
-def _ends_with_operator_class(tokens: Sequence[Token]) -> bool:
-    """Whether a name follows a column or a parenthesis without an operator between: PostgreSQL's class."""
-    if len(tokens) < 2:
-        return False
-    operand, name = tokens[-2:]
-    is_operand = operand.kind in ("group", "word", "name")
-    is_name = name.kind in ("word", "name")
-    return is_operand and is_name and _KEYWORDS.isdisjoint({operand.word, name.word})
-
-
-def _without_collation(
-    tokens: Sequence[Token],
-) -> tuple[Sequence[Token], str | None]:
-    # COLLATE "C", COLLATE pg_catalog."C"
-    expression, collation = _parted(tokens, "COLLATE")
-    return expression, collation[-1].identifier if collation else None
-
-
-_Constraint = TypeVar("_Constraint", PrimaryKey, Unique, ForeignKey, Check)
+        tokens = tokens[0].items[0]
+        is_in_parentheses = True
+    terms = _terms(tokens)
+    text = " ".join(terms)
+    if is_in_parentheses and len(terms) > 1 and terms[-2] != "COLLATE":
+        text = f"({text})"
+    text = text.replace(" COLLATE binary", "")  # the usual one of SQLite
+    return f"{text} DESC" if direction == "DESC" else text
 
 
 @dataclass
@@ -336,16 +304,13 @@ class TableText:
     """A parsed CREATE TABLE statement of SQLite."""
 
     columns: list[ColumnText] = field(default_factory=list)
-    # Of its columns and of the table, in the order of the statement, with folded names.
-    constraints: list[PrimaryKey | Unique | ForeignKey | Check] = field(
-        default_factory=list
-    )
+    # Of its columns and of the table, in the order of the statement.
+    keys: list[Key] = field(default_factory=list)
+    foreign_keys: list[ForeignKey] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
     # The positions of the table's own constraints within the statement.
     spans: list[tuple[int, int]] = field(default_factory=list)
     options: tuple[str, ...] = ()  # strict, without rowid
-
-    def of_kind(self, kind: type[_Constraint]) -> list[_Constraint]:
-        return [each for each in self.constraints if isinstance(each, kind)]
 
 
 def without_checks(definition: str, names: Collection[str]) -> str:
@@ -386,12 +351,12 @@ def parse_create_table(sql: str) -> TableText:
     for item in definitions:
         clauses = list(_clauses(item))
         if item[0].word in _TABLE_CONSTRAINTS:
-            table.constraints += _constraints(clauses, ())
+            _read_constraints(table, clauses, ())
             table.spans.append((item[0].start, item[-1].end))
         else:
             column = _column(item, clauses)
             table.columns.append(column)
-            table.constraints += _constraints(clauses, (folded(column.name),))
+            _read_constraints(table, clauses, (column.name,))
     words = [_joined(option).lower() for option in (options, *more)]
     table.options = tuple(sorted(filter(None, words)))
     return table
@@ -424,16 +389,15 @@ def _column(item: Sequence[Token], clauses: list[Sequence[Token]]) -> ColumnText
     return column
 
 
-def _constraints(
-    clauses: list[Sequence[Token]], own: tuple[str, ...]
-) -> Iterator[PrimaryKey | Unique | ForeignKey | Check]:
-    """Yield the constraints of a column, ``own``, or of the table."""
-    name = None
+def _read_constraints(
+    table: TableText, clauses: list[Sequence[Token]], own: tuple[str, ...]
+) -> None:
+    """Add the constraints of a column, ``own``, or of the table."""
+    name = ""
     referring = own
     for clause in clauses:
         _, items, _ = _around_group(clause)
-        columns = tuple(folded(item[0].identifier) for item in items)
-        key = columns or own
+        columns = tuple(item[0].identifier for item in items)
         match clause[0].word:
             case "CONSTRAINT":
                 name = _identifier(clause)
@@ -442,15 +406,17 @@ def _constraints(
                 referring = columns
                 continue
             case "REFERENCES":
-                yield ForeignKey(name, referring, folded(_identifier(clause)), columns)
+                target = _identifier(clause)
+                table.foreign_keys.append(ForeignKey(name, referring, target, columns))
             case "CHECK":
-                yield Check(name, canonical(clause[1:2]))
-            case "PRIMARY":
-                yield PrimaryKey(name, key, _key_options(clause, items))
-            case "UNIQUE":
-                yield Unique(name, key, _key_options(clause, items))
+                table.checks.append(Check(name, canonical(clause[1:2])))
+            case "PRIMARY" | "UNIQUE" as word:
+                is_primary = word == "PRIMARY"
+                kind: KeyKind = "primary key" if is_primary else "unique constraint"
+                options = _key_options(clause, items)
+                table.keys.append(Key(name, columns or own, kind, options=options))
         # A name is for the next constraint only; NOT NULL and DEFAULT may have one too, which says nothing.
-        name = None
+        name = ""
 
 
 def _key_options(
@@ -506,24 +472,3 @@ def literal(value: object) -> str:
         escaped = value.replace("'", "''")
         return f"'{escaped}'"
     return str(value)
-
-
-def normal_index(connection: BaseDatabaseWrapper, index: Index) -> Index:
-    """Return the index without what its statement says of a part although it is so anyway."""
-    is_sqlite = connection.vendor == "sqlite"
-    usual_collation = "BINARY" if is_sqlite else "default"
-
-    def normal(part: IndexPart) -> IndexPart:
-        collation = part.collation
-        if collation is not None and is_sqlite:
-            collation = collation.upper()  # SQLite ignores the case
-        # NULLs are smaller than anything on SQLite, and larger than anything on a server.
-        usual_nulls = "first" if part.descending != is_sqlite else "last"
-        return replace(
-            part,
-            collation=None if collation == usual_collation else collation,
-            nulls=None if part.nulls == usual_nulls else part.nulls,
-        )
-
-    name = folded(index.name) if is_sqlite else index.name
-    return replace(index, name=name, parts=tuple(map(normal, index.parts)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -17,48 +17,46 @@ class Column:
     conflict: str | None = None  # SQLite: what happens to a NULL: ignore, replace, …
 
 
-@dataclass(frozen=True)
-class IndexPart:
-    """One key of an index: a column, or an expression in parentheses."""
-
-    expression: str
-    descending: bool = False
-    collation: str | None = None  # None: the column's own
-    nulls: Literal["first", "last"] | None = None  # None: the engine's usual place
-    operator_class: str | None = None  # None: the type's own
+KeyKind = Literal["primary key", "unique constraint", "unique index", "index"]
 
 
 @dataclass(frozen=True)
-class PrimaryKey:
-    name: str | None
+class Key:
+    """A primary key, a UNIQUE constraint or an index."""
+
+    name: str  # '' for none, as SQLite stores a column's own UNIQUE
+    # Of an index in canonical SQL, with what is not usual: 'created_at DESC', 'id COLLATE "C"', '(a || b)', 'lower(a)'.
     columns: tuple[str, ...]
-    options: tuple[str, ...] = ()  # deferrable, on conflict …
-
-
-@dataclass(frozen=True)
-class Unique:
-    """A UNIQUE constraint. A unique index that belongs to no constraint is an Index."""
-
-    name: str | None  # SQLite stores none for a column's own UNIQUE
-    columns: tuple[str, ...]
-    options: tuple[str, ...] = ()  # deferrable, nulls not distinct, on conflict …
-
-
-@dataclass(frozen=True)
-class Index:
-    name: str
-    parts: tuple[IndexPart, ...]
-    unique: bool = False
+    kind: KeyKind = "index"
     condition: str | None = None  # canonical SQL of a partial index
     include: tuple[str, ...] = ()
     method: str = "btree"
+    options: tuple[str, ...] = ()  # deferrable, nulls not distinct, on conflict …
     valid: bool = True
-    options: tuple[str, ...] = ()  # nulls not distinct
+
+    @property
+    def is_unique(self) -> bool:
+        return self.kind != "index"
+
+    @property
+    def is_constraint(self) -> bool:
+        return self.kind == "unique constraint"
+
+    @property
+    def does(self) -> Key:
+        """What it does, whatever it is called; a UNIQUE constraint does what a unique index does."""
+        kind: KeyKind = "unique index" if self.is_constraint else self.kind
+        return replace(self, name="", kind=kind)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The columns without their order, an expression as its first word."""
+        return frozenset(column.partition(" ")[0] for column in self.columns)
 
 
 @dataclass(frozen=True)
 class ForeignKey:
-    name: str | None
+    name: str
     columns: tuple[str, ...]
     target_table: str
     target_columns: tuple[str, ...]
@@ -68,7 +66,7 @@ class ForeignKey:
 class Check:
     """A CHECK constraint, or PostgreSQL's exclusion constraint."""
 
-    name: str | None
+    name: str
     expression: str
     kind: Literal["check", "exclusion"] = "check"
 
@@ -77,9 +75,9 @@ class Check:
 class Table:
     name: str
     columns: tuple[Column, ...]  # in the database's order, which is not compared
-    primary_key: PrimaryKey | None
-    uniques: tuple[Unique, ...] = ()
-    indexes: tuple[Index, ...] = ()
+    primary_key: Key | None
+    uniques: tuple[Key, ...] = ()  # UNIQUE constraints
+    indexes: tuple[Key, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
     checks: tuple[Check, ...] = ()
     kind: str = "table"  # or view, virtual table, partitioned table …
@@ -90,5 +88,10 @@ class Table:
     def column(self, name: str) -> Column | None:
         return next((column for column in self.columns if column.name == name), None)
 
-    def index(self, name: str) -> Index | None:
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The UNIQUE constraints and the indexes."""
+        return self.uniques + self.indexes
+
+    def index(self, name: str) -> Key | None:
         return next((index for index in self.indexes if index.name == name), None)

@@ -262,25 +262,20 @@ def test_the_refusal_of_a_single_tenant_database_says_what_was_found(
     ):
         manage(connection, "migrate", "agentdb", fake_initial=True)
 
-    lost, nullable, key = {
+    nullable, key = {
         "sqlite": (
-            "unique constraint idx_agents_tenant_name and index idx_agents_tenant",
             "Column agents.name allows NULL; it should be NOT NULL. ",
             "without a name",
         ),
-        "postgresql": (
-            "index idx_agents_tenant and unique index idx_agents_tenant_name",
-            "",
-            "sessions_agent_name_fkey",
-        ),
+        "postgresql": ("", "sessions_agent_name_fkey"),
     }[engine]
     assert str(refusal.value) == (
         "The database already has tables (agents, sessions, sandboxes), and not in the shape that --fake-initial "
-        "adopts: single-tenant. Column agents.id is missing. Column agents.tenant_id is missing, and with it "
-        f"{lost}. {nullable}The primary key of agents is (name); it should be (id). Table api_keys is missing. Column "
-        "sandboxes.tenant_id is missing, and with it index idx_sandboxes_tenant. Column sessions.tenant_id is missing, "
-        f"and with it index idx_sessions_tenant. Foreign key {key} on sessions (agent_name) to agents (name) is not in "
-        "the models and can refuse what agentdb writes. "
+        "adopts: single-tenant. Column agents.id is missing. Column agents.tenant_id is missing. "
+        f"{nullable}The primary key on agents is a primary key on (name); it should be a primary key on (id). "
+        "Table api_keys is missing. Column sandboxes.tenant_id is missing. Column sessions.tenant_id is missing. "
+        f"Foreign key {key} on sessions (agent_name) to agents (name) is not in the models and can refuse what "
+        "agentdb writes. "
         "Run 'agentdb baselinedb', which adopts every shape of the old server."
     )
 

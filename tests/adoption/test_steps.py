@@ -15,11 +15,8 @@ from agentdb.schema.tables import (
     Check,
     Column,
     ForeignKey,
-    Index,
-    IndexPart,
-    PrimaryKey,
+    Key,
     Table,
-    Unique,
 )
 
 WANTED = Table(
@@ -29,11 +26,9 @@ WANTED = Table(
         Column("name", "text", nullable=False, default=None),
         Column("version", "integer", nullable=False, default="1"),
     ),
-    primary_key=PrimaryKey("agents_pkey", ("id",)),
-    uniques=(Unique("idx_name", ("name", "version")),),
-    indexes=(
-        Index("idx_version", (IndexPart("version", descending=True), IndexPart("id"))),
-    ),
+    primary_key=Key("agents_pkey", ("id",), "primary key"),
+    uniques=(Key("idx_name", ("name", "version"), "unique constraint"),),
+    indexes=(Key("idx_version", ("version DESC", "id")),),
 )
 
 
@@ -84,7 +79,7 @@ def with_column(name: str, **changes: Any) -> Table:
     )
 
 
-PLAIN_UNIQUE = tuple(map(IndexPart, ("name", "version")))
+PLAIN_UNIQUE = ("name", "version")
 VERSION = WANTED.indexes[0]
 
 
@@ -115,39 +110,52 @@ VERSION = WANTED.indexes[0]
         ),
         # One key, whatever it is called and whatever it is.
         (
-            replace(WANTED, uniques=(Unique("other", ("name", "version")),)),
+            replace(
+                WANTED,
+                uniques=(Key("other", ("name", "version"), "unique constraint"),),
+            ),
             ["ALTER INDEX other RENAME TO idx_name"],
         ),
         (
             replace(
                 WANTED,
                 uniques=(),
-                indexes=(VERSION, Index("other", PLAIN_UNIQUE, unique=True)),
+                indexes=(VERSION, Key("other", PLAIN_UNIQUE, "unique index")),
             ),
             ["ADD CONSTRAINT idx_name UNIQUE USING INDEX other"],
         ),
         (
             replace(
                 WANTED,
-                indexes=(VERSION, Index("other", PLAIN_UNIQUE, unique=True)),
+                indexes=(VERSION, Key("other", PLAIN_UNIQUE, "unique index")),
             ),
             ["DROP INDEX other"],
         ),
         # The new one is there before the old one goes, so that no duplicate can come in between.
         (
-            replace(WANTED, uniques=(Unique("other", ("version", "name")),)),
+            replace(
+                WANTED,
+                uniques=(Key("other", ("version", "name"), "unique constraint"),),
+            ),
             ["ADD CONSTRAINT idx_name UNIQUE (name, version)", "DROP UNIQUE other"],
         ),
         (
             replace(
                 WANTED,
-                uniques=(Unique("other", ("name", "version"), ("deferrable",)),),
+                uniques=(
+                    Key(
+                        "other",
+                        ("name", "version"),
+                        "unique constraint",
+                        options=("deferrable",),
+                    ),
+                ),
             ),
             ["ADD CONSTRAINT idx_name UNIQUE (name, version)", "DROP UNIQUE other"],
         ),
         # What has the name goes first.
         (
-            replace(WANTED, indexes=(Index("idx_version", (IndexPart("version"),)),)),
+            replace(WANTED, indexes=(Key("idx_version", ("version",)),)),
             [
                 "DROP INDEX idx_version",
                 "CREATE INDEX idx_version ON agents (version DESC, id)",
@@ -160,7 +168,7 @@ VERSION = WANTED.indexes[0]
         (
             replace(
                 WANTED,
-                indexes=(VERSION, Index("idx_api_keys_hash", (IndexPart("name"),))),
+                indexes=(VERSION, Key("idx_api_keys_hash", ("name",))),
             ),
             ["DROP INDEX idx_api_keys_hash"],
         ),
@@ -170,8 +178,8 @@ VERSION = WANTED.indexes[0]
                 WANTED,
                 indexes=(
                     VERSION,
-                    Index("by_name", (IndexPart("name"),)),
-                    Index("some", PLAIN_UNIQUE, unique=True, condition="version > 1"),
+                    Key("by_name", ("name",)),
+                    Key("some", PLAIN_UNIQUE, "unique index", condition="version > 1"),
                 ),
             ),
             [],
@@ -185,15 +193,15 @@ def test_what_differs_is_changed_and_nothing_else(
 
 
 def test_another_key_goes_in_one_statement_or_before_the_conversion() -> None:
-    live = replace(WANTED, primary_key=PrimaryKey("old", ("name",)))
+    live = replace(WANTED, primary_key=Key("old", ("name",), "primary key"))
 
     assert statements(live, is_atomic=False) == [
         "DROP CONSTRAINT old, ADD CONSTRAINT agents_pkey PRIMARY KEY (id)"
     ]
     assert statements(live)[0] == "DROP CONSTRAINT old"
-    assert statements(replace(WANTED, primary_key=PrimaryKey("old", ("id",)))) == [
-        "ALTER INDEX old RENAME TO agents_pkey"
-    ]
+    assert statements(
+        replace(WANTED, primary_key=Key("old", ("id",), "primary key"))
+    ) == ["ALTER INDEX old RENAME TO agents_pkey"]
 
 
 def test_a_half_built_index_of_ours_goes_before_everything_else() -> None:

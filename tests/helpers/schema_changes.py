@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema.sqltext import parse_create_table
-from agentdb.schema.tables import Column, Index, IndexPart, Table, Unique
+from agentdb.schema.tables import Column, Key, Table
 
 OTHER_TYPE = {
     "text": "varchar(100)",
@@ -82,32 +82,8 @@ class Database:
         self.rebuild(table, edited)
 
 
-def _columns_of(index: Index) -> set[str]:
-    condition = set(re.findall(r"\w+", index.condition or ""))
-    return {part.expression for part in index.parts} | condition
-
-
-def _lost_with(database: Database, table: Table, column: str) -> str:
-    lost = (
-        ["the primary key"]
-        if table.primary_key and column in table.primary_key.columns
-        else []
-    )
-    for unique in table.uniques:
-        if column in unique.columns:
-            lost.append(
-                f"unique constraint {unique.name}"
-                if unique.name
-                else "unique constraint without a name"
-            )
-    lost += [
-        f"index {index.name}" for index in table.indexes if column in _columns_of(index)
-    ]
-    if not lost:
-        return ""
-    return ", and with it " + (
-        f"{', '.join(lost[:-1])} and {lost[-1]}" if lost[1:] else lost[0]
-    )
+def _columns_of(index: Key) -> set[str]:
+    return set(re.findall(r"\w+", f"{index.columns} {index.condition}"))
 
 
 # ----------------------------------------------------------------------------------------------------------- columns
@@ -140,7 +116,7 @@ def drop_column(database: Database, table: Table, column: Column) -> str:
         database.rebuild(table.name, edited, keep=lambda name: name not in gone)
     else:
         database.execute(f"ALTER TABLE {table.name} DROP COLUMN {column.name}")
-    return f"Column {table.name}.{column.name} is missing{_lost_with(database, table, column.name)}."
+    return f"Column {table.name}.{column.name} is missing."
 
 
 def rename_column(database: Database, table: Table, column: Column) -> str:
@@ -264,42 +240,27 @@ def generate_column(database: Database, table: Table, column: Column) -> str | N
 # ----------------------------------------------------------------------------------------------------------- indexes
 
 
-def create_index(database: Database, table: Table, index: Index) -> list[str]:
-    keys = ", ".join(
-        f'"{part.expression}"'
-        + (f' COLLATE "{part.collation}"' if part.collation else "")
-        + (f" {part.operator_class}" if part.operator_class else "")
-        + (" DESC" if part.descending else "")
-        + (f" NULLS {part.nulls}" if part.nulls else "")
-        for part in index.parts
-    )
+def create_index(database: Database, table: Table, index: Key) -> list[str]:
+    keys = ", ".join(index.columns)
     using = f" USING {index.method}" if index.method != "btree" else ""
     return [
-        f"CREATE {'UNIQUE ' if index.unique else ''}INDEX {index.name} ON {table.name}{using} ({keys})"
+        f"CREATE {index.kind} {index.name} ON {table.name}{using} ({keys})"
         + (f" INCLUDE ({', '.join(index.include)})" if index.include else "")
         + (f" WHERE {index.condition}" if index.condition else "")
     ]
 
 
-def on(index: Index) -> str:
+def on(index: Key) -> str:
     """An index as messages show it, spelt out a second time, so that the first is tested."""
-    keys = []
-    for part in index.parts:
-        words = [part.expression]
-        words += [f'COLLATE "{part.collation}"'] if part.collation else []
-        words += [part.operator_class] if part.operator_class else []
-        words += ["DESC"] if part.descending else []
-        words += [f"NULLS {part.nulls.upper()}"] if part.nulls else []
-        keys.append(" ".join(words))
-    text = f"({', '.join(keys)})"
+    text = f"({', '.join(index.columns)})"
     text += f" using {index.method}" if index.method != "btree" else ""
     text += f" including ({', '.join(index.include)})" if index.include else ""
     return text + (f" where {index.condition}" if index.condition else "")
 
 
-def _replace_index(database: Database, table: Table, index: Index, new: Index) -> str:
+def _replace_index(database: Database, table: Table, index: Key, new: Key) -> str:
     database.execute(f"DROP INDEX {index.name}", *create_index(database, table, new))
-    kind = "a unique index" if new.unique else "an index"
+    kind = "a unique index" if new.is_unique else "an index"
     plain = kind.partition(" ")[2]
     return (
         f"Index {index.name} on {table.name} is {kind.partition(' ')[0]} {plain} on {on(new)}; "
@@ -307,12 +268,12 @@ def _replace_index(database: Database, table: Table, index: Index, new: Index) -
     )
 
 
-def drop_index(database: Database, table: Table, index: Index) -> str:
+def drop_index(database: Database, table: Table, index: Key) -> str:
     database.execute(f"DROP INDEX {index.name}")
     return f"Index {index.name} on {table.name} {on(index)} is missing."
 
 
-def rename_index(database: Database, table: Table, index: Index) -> str:
+def rename_index(database: Database, table: Table, index: Key) -> str:
     database.execute(
         f"DROP INDEX {index.name}",
         *create_index(database, table, replace(index, name="zz")),
@@ -320,24 +281,24 @@ def rename_index(database: Database, table: Table, index: Index) -> str:
     return f"Index on {table.name} {on(index)} is named zz; it should be {index.name}."
 
 
-def index_more_columns(database: Database, table: Table, index: Index) -> str:
+def index_more_columns(database: Database, table: Table, index: Key) -> str:
     extra = next(
         column.name for column in table.columns if column.name not in _columns_of(index)
     )
     return _replace_index(
-        database, table, index, replace(index, parts=(*index.parts, IndexPart(extra)))
+        database, table, index, replace(index, columns=(*index.columns, extra))
     )
 
 
-def index_fewer_columns(database: Database, table: Table, index: Index) -> str | None:
-    if len(index.parts) == 1:
+def index_fewer_columns(database: Database, table: Table, index: Key) -> str | None:
+    if len(index.columns) == 1:
         return None
     return _replace_index(
-        database, table, index, replace(index, parts=index.parts[:-1])
+        database, table, index, replace(index, columns=index.columns[:-1])
     )
 
 
-def index_other_column(database: Database, table: Table, index: Index) -> str:
+def index_other_column(database: Database, table: Table, index: Key) -> str:
     other = next(
         column.name for column in table.columns if column.name not in _columns_of(index)
     )
@@ -345,66 +306,74 @@ def index_other_column(database: Database, table: Table, index: Index) -> str:
         database,
         table,
         index,
-        replace(index, parts=(IndexPart(other), *index.parts[1:])),
+        replace(index, columns=(other, *index.columns[1:])),
     )
 
 
-def index_other_order(database: Database, table: Table, index: Index) -> str | None:
-    if len(index.parts) == 1:
+def index_other_order(database: Database, table: Table, index: Key) -> str | None:
+    if len(index.columns) == 1:
         return None
     return _replace_index(
-        database, table, index, replace(index, parts=(*index.parts[1:], index.parts[0]))
+        database,
+        table,
+        index,
+        replace(index, columns=(*index.columns[1:], index.columns[0])),
     )
 
 
-def index_other_direction(database: Database, table: Table, index: Index) -> str:
-    last = index.parts[-1]
-    turned = replace(last, descending=not last.descending)
-    return _replace_index(
-        database, table, index, replace(index, parts=(*index.parts[:-1], turned))
-    )
+def index_other_direction(database: Database, table: Table, index: Key) -> str:
+    last = index.columns[-1]
+    turned = last.removesuffix(" DESC") if last.endswith(" DESC") else f"{last} DESC"
+    return _replace_last(database, table, index, turned)
 
 
-def index_other_collation(database: Database, table: Table, index: Index) -> str | None:
-    part = index.parts[-1]
-    column = table.column(part.expression)
+def _replace_last(database: Database, table: Table, index: Key, column: str) -> str:
+    columns = (*index.columns[:-1], column)
+    return _replace_index(database, table, index, replace(index, columns=columns))
+
+
+def index_other_collation(database: Database, table: Table, index: Key) -> str | None:
+    name, _, rest = index.columns[-1].partition(" ")
+    column = table.column(name)
     if column is None or column.type != "text":
         return None
-    other = None if part.collation else OTHER_COLLATION[database.engine]
-    changed = replace(index, parts=(*index.parts[:-1], replace(part, collation=other)))
-    return _replace_index(database, table, index, changed)
+    if "COLLATE" in rest:
+        rest = re.sub(r"COLLATE \S+ ?", "", rest)
+    else:
+        collation = {"sqlite": "nocase", "postgresql": '"C"'}[database.engine]
+        rest = f"COLLATE {collation} {rest}"
+    return _replace_last(database, table, index, f"{name} {rest}".rstrip())
 
 
-def index_other_nulls(database: Database, table: Table, index: Index) -> str | None:
+def index_other_nulls(database: Database, table: Table, index: Key) -> str | None:
     if database.engine == "sqlite":
         return None  # SQLite has no NULLS FIRST in an index
-    part = index.parts[-1]
-    changed = replace(part, nulls="last" if part.descending else "first")
-    return _replace_index(
-        database, table, index, replace(index, parts=(*index.parts[:-1], changed))
-    )
+    last = index.columns[-1]
+    nulls = "desc nulls last" if last.endswith(" DESC") else "nulls first"
+    changed = f"{last.removesuffix(' DESC')} {nulls}"
+    return _replace_last(database, table, index, changed)
 
 
 def index_other_operator_class(
-    database: Database, table: Table, index: Index
+    database: Database, table: Table, index: Key
 ) -> str | None:
-    part = index.parts[0]
-    column = table.column(part.expression)
+    name, _, rest = index.columns[0].partition(" ")
+    column = table.column(name)
     if database.engine == "sqlite" or column is None or column.type != "text":
         return None
-    changed = replace(part, operator_class="text_pattern_ops")
+    changed = f"{name} text_pattern_ops {rest}".rstrip()
     return _replace_index(
-        database, table, index, replace(index, parts=(changed, *index.parts[1:]))
+        database, table, index, replace(index, columns=(changed, *index.columns[1:]))
     )
 
 
-def index_other_method(database: Database, table: Table, index: Index) -> str | None:
-    if database.engine == "sqlite" or len(index.parts) > 1:
+def index_other_method(database: Database, table: Table, index: Key) -> str | None:
+    if database.engine == "sqlite" or len(index.columns) > 1:
         return None
     return _replace_index(database, table, index, replace(index, method="hash"))
 
 
-def index_including(database: Database, table: Table, index: Index) -> str | None:
+def index_including(database: Database, table: Table, index: Key) -> str | None:
     if database.engine == "sqlite":
         return None
     extra = next(
@@ -413,21 +382,21 @@ def index_including(database: Database, table: Table, index: Index) -> str | Non
     return _replace_index(database, table, index, replace(index, include=(extra,)))
 
 
-def index_unique(database: Database, table: Table, index: Index) -> str:
-    return _replace_index(database, table, index, replace(index, unique=True))
+def index_unique(database: Database, table: Table, index: Key) -> str:
+    return _replace_index(database, table, index, replace(index, kind="unique index"))
 
 
-def index_other_condition(database: Database, table: Table, index: Index) -> str:
+def index_other_condition(database: Database, table: Table, index: Key) -> str:
     return _replace_index(database, table, index, replace(index, condition="id > 'zz'"))
 
 
-def index_no_condition(database: Database, table: Table, index: Index) -> str | None:
+def index_no_condition(database: Database, table: Table, index: Key) -> str | None:
     if index.condition is None:
         return None
     return _replace_index(database, table, index, replace(index, condition=None))
 
 
-def index_invalid(database: Database, table: Table, index: Index) -> str | None:
+def index_invalid(database: Database, table: Table, index: Key) -> str | None:
     if database.engine == "sqlite":
         return None
     _invalidate(database, index.name)
@@ -464,12 +433,12 @@ def rename_primary_key(database: Database, table: Table) -> str:
             "id",
             lambda sql: sql.replace(" PRIMARY KEY", " CONSTRAINT zz PRIMARY KEY"),
         )
-        return f"The primary key of {table.name} is named zz; it should have none."
+        return f"Primary key on {table.name} (id) is named zz; it should have none."
     database.execute(
         f"ALTER TABLE {table.name} RENAME CONSTRAINT {table.name}_pkey TO zz"
     )
     return (
-        f"The primary key of {table.name} is named zz; it should be {table.name}_pkey."
+        f"Primary key on {table.name} (id) is named zz; it should be {table.name}_pkey."
     )
 
 
@@ -487,7 +456,7 @@ def widen_primary_key(database: Database, table: Table) -> str:
             f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey, "
             f"ADD CONSTRAINT {table.name}_pkey PRIMARY KEY (tenant_id, id)"
         )
-    return f"The primary key of {table.name} is (tenant_id, id); it should be (id)."
+    return f"The primary key on {table.name} is a primary key on (tenant_id, id); it should be a primary key on (id)."
 
 
 def soften_primary_key(database: Database, table: Table) -> str:
@@ -497,12 +466,15 @@ def soften_primary_key(database: Database, table: Table) -> str:
             "id",
             lambda sql: sql.replace(" PRIMARY KEY", " PRIMARY KEY ON CONFLICT REPLACE"),
         )
-        return f"The primary key of {table.name} is (id) on conflict replace; it should be (id)."
+        return (
+            f"The primary key on {table.name} is a primary key on (id) on conflict replace; "
+            "it should be a primary key on (id)."
+        )
     database.execute(
         f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey, "
         f"ADD CONSTRAINT {table.name}_pkey PRIMARY KEY (id) DEFERRABLE"
     )
-    return f"The primary key of {table.name} is (id) deferrable; it should be (id)."
+    return f"The primary key on {table.name} is a primary key on (id) deferrable; it should be a primary key on (id)."
 
 
 def include_in_primary_key(database: Database, table: Table) -> str | None:
@@ -512,7 +484,10 @@ def include_in_primary_key(database: Database, table: Table) -> str | None:
         f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey, "
         f"ADD CONSTRAINT {table.name}_pkey PRIMARY KEY (id) INCLUDE (tenant_id)"
     )
-    return f"The primary key of {table.name} is (id) include (tenant_id); it should be (id)."
+    return (
+        f"The primary key on {table.name} is a primary key on (id) including (tenant_id); "
+        "it should be a primary key on (id)."
+    )
 
 
 def invalidate_primary_key(database: Database, table: Table) -> str | None:
@@ -520,7 +495,7 @@ def invalidate_primary_key(database: Database, table: Table) -> str | None:
         return None
     _invalidate(database, f"{table.name}_pkey")
     return (
-        f"The primary key of {table.name} is invalid and serves no query: "
+        f"The primary key on {table.name} is invalid and serves no query: "
         f"run 'REINDEX INDEX CONCURRENTLY {table.name}_pkey'."
     )
 
@@ -545,7 +520,7 @@ def rule(database: Database, table: Table) -> str | None:
     return f"Rule lost on {table.name} is not in the models and can swallow or change what agentdb writes."
 
 
-def _unique_title(unique: Unique) -> str:
+def _unique_title(unique: Key) -> str:
     return (
         f"unique constraint {unique.name}"
         if unique.name
@@ -553,7 +528,7 @@ def _unique_title(unique: Unique) -> str:
     )
 
 
-def _edit_unique(database: Database, table: Table, unique: Unique, new: str) -> None:
+def _edit_unique(database: Database, table: Table, unique: Key, new: str) -> None:
     """Replace the constraint by ``new``: a table constraint, or nothing."""
     if database.engine == "sqlite":
         clause = f", {new}" if new else ""
@@ -574,11 +549,11 @@ def _edit_unique(database: Database, table: Table, unique: Unique, new: str) -> 
             database.execute(f"ALTER TABLE {table.name} ADD {new}")
 
 
-def _named(unique: Unique) -> str:
+def _named(unique: Key) -> str:
     return f'CONSTRAINT "{unique.name}" ' if unique.name else ""
 
 
-def drop_unique(database: Database, table: Table, unique: Unique) -> str:
+def drop_unique(database: Database, table: Table, unique: Key) -> str:
     _edit_unique(database, table, unique, "")
     columns = ", ".join(unique.columns)
     return (
@@ -586,14 +561,14 @@ def drop_unique(database: Database, table: Table, unique: Unique) -> str:
     )
 
 
-def rename_unique(database: Database, table: Table, unique: Unique) -> str:
+def rename_unique(database: Database, table: Table, unique: Key) -> str:
     columns = ", ".join(unique.columns)
     _edit_unique(database, table, unique, f"CONSTRAINT zz UNIQUE ({columns})")
     should = f"be {unique.name}" if unique.name else "have none"
     return f"Unique constraint on {table.name} ({columns}) is named zz; it should {should}."
 
 
-def widen_unique(database: Database, table: Table, unique: Unique) -> str:
+def widen_unique(database: Database, table: Table, unique: Key) -> str:
     columns = ", ".join(unique.columns)
     _edit_unique(database, table, unique, f"{_named(unique)}UNIQUE ({columns}, id)")
     return (
@@ -602,7 +577,7 @@ def widen_unique(database: Database, table: Table, unique: Unique) -> str:
     )
 
 
-def turn_unique(database: Database, table: Table, unique: Unique) -> str | None:
+def turn_unique(database: Database, table: Table, unique: Key) -> str | None:
     if len(unique.columns) == 1:
         return None
     columns, turned = ", ".join(unique.columns), ", ".join(reversed(unique.columns))
@@ -613,8 +588,8 @@ def turn_unique(database: Database, table: Table, unique: Unique) -> str | None:
     )
 
 
-def index_for_unique(database: Database, table: Table, unique: Unique) -> str | None:
-    if unique.name is None:
+def index_for_unique(database: Database, table: Table, unique: Key) -> str | None:
+    if not unique.name:
         return None  # an index has a name, so this would be two changes
     columns = ", ".join(unique.columns)
     _edit_unique(database, table, unique, "")
@@ -625,10 +600,8 @@ def index_for_unique(database: Database, table: Table, unique: Unique) -> str | 
     )
 
 
-def plain_index_for_unique(
-    database: Database, table: Table, unique: Unique
-) -> str | None:
-    if unique.name is None:
+def plain_index_for_unique(database: Database, table: Table, unique: Key) -> str | None:
+    if not unique.name:
         return None
     columns = ", ".join(unique.columns)
     _edit_unique(database, table, unique, "")
@@ -639,7 +612,7 @@ def plain_index_for_unique(
     )
 
 
-def soften_unique(database: Database, table: Table, unique: Unique) -> str:
+def soften_unique(database: Database, table: Table, unique: Key) -> str:
     columns = ", ".join(unique.columns)
     if database.engine == "sqlite":
         clause, words = " ON CONFLICT REPLACE", "on conflict replace"
@@ -652,8 +625,8 @@ def soften_unique(database: Database, table: Table, unique: Unique) -> str:
     )
 
 
-def invalidate_unique(database: Database, table: Table, unique: Unique) -> str | None:
-    if database.engine == "sqlite" or unique.name is None:
+def invalidate_unique(database: Database, table: Table, unique: Key) -> str | None:
+    if database.engine == "sqlite" or not unique.name:
         return None
     _invalidate(database, unique.name)
     return (
@@ -662,7 +635,7 @@ def invalidate_unique(database: Database, table: Table, unique: Unique) -> str |
     )
 
 
-def nulls_not_distinct(database: Database, table: Table, unique: Unique) -> str | None:
+def nulls_not_distinct(database: Database, table: Table, unique: Key) -> str | None:
     if database.engine == "sqlite" or database.connection.pg_version < 150000:  # type: ignore[attr-defined]
         return None
     columns = ", ".join(unique.columns)

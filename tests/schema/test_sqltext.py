@@ -10,13 +10,12 @@ import pytest
 from agentdb.schema.sqltext import (
     canonical,
     column_type,
-    normal_index,
     parse_create_index,
     parse_create_table,
     tokenize,
     without_checks,
 )
-from agentdb.schema.tables import Check, ForeignKey, IndexPart, PrimaryKey, Unique
+from agentdb.schema.tables import Check, ForeignKey, Key
 
 
 @pytest.mark.parametrize(
@@ -78,8 +77,8 @@ def test_names_are_folded_only_where_asked():
 
     folded, exact = parse_create_index(sql, fold_names=True), parse_create_index(sql)
 
-    assert (folded.parts[0].expression, folded.condition) == ("status", "status <> 'A'")
-    assert (exact.parts[0].expression, exact.condition) == (
+    assert (folded.columns[0], folded.condition) == ("status", "status <> 'A'")
+    assert (exact.columns[0], exact.condition) == (
         '"Status"',
         "\"Status\" <> 'A'",
     )
@@ -125,23 +124,19 @@ def test_tokens_know_where_they_stand_and_what_they_name():
         "WHERE (runner_id IS NOT NULL)",
         'CREATE INDEX i ON defaultdb.public.sessions USING btree (runner_id ASC, created_at DESC, id COLLATE "C" DESC)'
         " WHERE runner_id IS NOT NULL",
-        'create index if not exists i on sessions(runner_id asc,created_at desc,id collate pg_catalog."C" desc)'
+        'create index if not exists i on sessions(runner_id asc,created_at desc,id collate "C" desc)'
         "where runner_id is not null",
     ],
 )
 def test_an_index_reads_the_same_from_django_and_from_each_engine(sql):
     index = parse_create_index(sql)
 
-    assert (index.name, index.unique, index.condition) == (
+    assert (index.name, index.kind, index.condition) == (
         "i",
-        False,
+        "index",
         "runner_id IS NOT NULL",
     )
-    assert index.parts == (
-        IndexPart("runner_id"),
-        IndexPart("created_at", descending=True),
-        IndexPart("id", descending=True, collation="C"),
-    )
+    assert index.columns == ("runner_id", "created_at DESC", 'id COLLATE "C" DESC')
 
 
 def test_everything_postgresql_says_about_an_index_is_read():
@@ -151,11 +146,15 @@ def test_everything_postgresql_says_about_an_index_is_read():
         "WHERE (a > 0)"
     )
 
-    assert (index.name, index.unique, index.method) == ("My Index", True, "gist")
-    assert index.parts == (
-        IndexPart("lower(name)", True, "de_DE", "last", "text_pattern_ops"),
-        IndexPart("a || b"),
-        IndexPart("c", operator_class="varchar_ops"),
+    assert (index.name, index.kind, index.method) == (
+        "My Index",
+        "unique index",
+        "gist",
+    )
+    assert index.columns == (
+        'lower(name) COLLATE "de_DE" text_pattern_ops desc nulls last',
+        "(a || b)",
+        "c varchar_ops",
     )
     assert (index.include, index.options, index.condition) == (
         ("d", "e"),
@@ -182,7 +181,7 @@ def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
     assert [column.name for column in table.columns] == ["id", "a b", "c", "d", "e"]
     assert [column.collation for column in table.columns] == [
         None,
-        "NOCASE",
+        "nocase",
         None,
         None,
         None,
@@ -199,15 +198,16 @@ def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
         == "e DEFAULT (f('check', 'unique')) NOT NULL"
     )
     assert table.options == ("strict", "without rowid")
-    assert table.constraints == [
-        PrimaryKey("pk", ("id",), ("on conflict fail",)),
-        Unique(None, ("a b",)),
-        Check(None, "c <> 'x)'"),
-        ForeignKey(None, ("c",), "o", ("x",)),
-        Unique("du", ("d",)),
-        Unique("two", ("c", "d"), ("on conflict replace",)),
-        ForeignKey(None, ("c", "d"), "o2", ()),
-        Check("k", "c > 0"),
+    assert table.keys == [
+        Key("pk", ("id",), "primary key", options=("on conflict fail",)),
+        Key("", ("a b",), "unique constraint"),
+        Key("du", ("d",), "unique constraint"),
+        Key("two", ("c", "d"), "unique constraint", options=("on conflict replace",)),
+    ]
+    assert table.checks == [Check("", "c <> 'x)'"), Check("k", "c > 0")]
+    assert table.foreign_keys == [
+        ForeignKey("", ("c",), "o", ("x",)),
+        ForeignKey("", ("c", "d"), "o2", ()),
     ]
 
 
@@ -218,11 +218,9 @@ def test_what_follows_a_foreign_key_does_not_change_its_column():
     )
 
     (column,) = table.columns
-    assert (column.conflict, column.collation) == ("ignore", "NOCASE")
-    assert table.constraints == [
-        ForeignKey("fk", ("a",), "o", ("x",)),
-        Unique(None, ("a",)),
-    ]
+    assert (column.conflict, column.collation) == ("ignore", "nocase")
+    assert table.foreign_keys == [ForeignKey("fk", ("a",), "o", ("x",))]
+    assert table.keys == [Key("", ("a",), "unique constraint")]
 
 
 def test_a_key_that_ignores_case_is_another_one():
@@ -230,9 +228,9 @@ def test_a_key_that_ignores_case_is_another_one():
         "CREATE TABLE t (a TEXT, b TEXT, PRIMARY KEY (a COLLATE NOCASE DESC), UNIQUE (a, b COLLATE binary))"
     )
 
-    assert table.constraints == [
-        PrimaryKey(None, ("a",), ("collate nocase",)),
-        Unique(None, ("a", "b")),
+    assert table.keys == [
+        Key("", ("a",), "primary key", options=("collate nocase",)),
+        Key("", ("a", "b"), "unique constraint"),
     ]
 
 
@@ -308,64 +306,33 @@ def test_each_expression_has_one_form(sql: str, form: str):
 
 
 @pytest.mark.parametrize(
-    ("key", "part"),
+    ("written", "column"),
     [
-        ("a", IndexPart("a")),
-        ("a DESC", IndexPart("a", descending=True)),
-        ("a ASC", IndexPart("a")),
-        ("a NULLS FIRST", IndexPart("a", nulls="first")),
-        ("a DESC NULLS LAST", IndexPart("a", descending=True, nulls="last")),
-        ("a COLLATE NOCASE", IndexPart("a", collation="NOCASE")),
-        (
-            'a COLLATE pg_catalog."C" text_ops DESC',
-            IndexPart("a", True, "C", None, "text_ops"),
-        ),
-        ("(lower(a))", IndexPart("lower(a)")),
-        ("lower(a) text_ops", IndexPart("lower(a)", operator_class="text_ops")),
-        ("a text_ops", IndexPart("a", operator_class="text_ops")),
-        ("(b || c)", IndexPart("b || c")),
-        ('(("A" COLLATE "C")) DESC', IndexPart('"A"', True, "C")),
-        ("desc", IndexPart("desc")),
+        ("a", "a"),
+        ("a DESC", "a DESC"),
+        ("a ASC", "a"),
+        ("a NULLS FIRST", "a nulls first"),
+        ("a DESC NULLS LAST", "a desc nulls last"),
+        ("a COLLATE NOCASE", "a COLLATE nocase"),
+        ('a COLLATE "Binary"', 'a COLLATE "Binary"'),
+        ("a COLLATE BINARY DESC", "a DESC"),
+        ('a COLLATE "C" text_ops DESC', 'a COLLATE "C" text_ops DESC'),
+        ("(lower(a))", "lower(a)"),
+        ("lower(a) text_ops", "lower(a) text_ops"),
+        ("a text_ops", "a text_ops"),
+        ("((b || c))", "(b || c)"),
+        ("(b IS NULL) DESC", "(b IS NULL) DESC"),
+        ("((b + c) * d)", "((b + c) * d)"),
+        ('(("A" COLLATE "C")) DESC', '"A" COLLATE "C" DESC'),
+        ("desc", "desc"),
     ],
 )
-def test_each_part_of_a_key_of_an_index(key: str, part: IndexPart):
-    alone = parse_create_index(f"CREATE INDEX i ON t ({key})")
-    between = parse_create_index(f"CREATE UNIQUE INDEX i ON t (x, {key}, y DESC)")
+def test_each_column_of_an_index(written: str, column: str):
+    alone = parse_create_index(f"CREATE INDEX i ON t ({written})")
+    between = parse_create_index(f"CREATE UNIQUE INDEX i ON t (x, {written}, y DESC)")
 
-    assert alone.parts == (part,)
-    assert (alone.unique, alone.method, alone.include) == (False, "btree", ())
-    assert (alone.options, alone.condition) == ((), None)
-    assert between.parts == (IndexPart("x"), part, IndexPart("y", descending=True))
-    assert between.unique
-
-
-@pytest.mark.parametrize(
-    ("vendor", "key", "part"),
-    [
-        ("sqlite", "a COLLATE binary", IndexPart("a")),
-        ("sqlite", "a COLLATE nocase", IndexPart("a", collation="NOCASE")),
-        ("sqlite", "a NULLS FIRST", IndexPart("a")),
-        ("sqlite", "a NULLS LAST", IndexPart("a", nulls="last")),
-        ("sqlite", "a DESC NULLS LAST", IndexPart("a", True)),
-        ("sqlite", "a DESC NULLS FIRST", IndexPart("a", True, nulls="first")),
-        ("postgresql", 'a COLLATE "default"', IndexPart("a")),
-        ("postgresql", 'a COLLATE "c"', IndexPart("a", collation="c")),
-        ("postgresql", "a NULLS LAST", IndexPart("a")),
-        ("postgresql", "a NULLS FIRST", IndexPart("a", nulls="first")),
-        ("postgresql", "a DESC NULLS FIRST", IndexPart("a", True)),
-        ("postgresql", "a DESC NULLS LAST", IndexPart("a", True, nulls="last")),
-    ],
-)
-def test_what_is_so_anyway_is_left_out_of_an_index(
-    vendor: str, key: str, part: IndexPart
-):
-    connection: Any = SimpleNamespace(vendor=vendor)
-    index = normal_index(
-        connection, parse_create_index(f'CREATE INDEX "I" ON t ({key})')
-    )
-
-    assert index.parts == (part,)
-    assert index.name == ("i" if vendor == "sqlite" else "I")
+    assert alone == Key("i", (column,))
+    assert between == Key("i", ("x", column, "y DESC"), "unique index")
 
 
 @pytest.mark.parametrize(
@@ -388,9 +355,9 @@ def test_a_type_has_one_name_on_each_engine(vendor: str, declared: str, name: st
 def test_names_are_folded_in_an_index_of_sqlite():
     sql = 'CREATE INDEX i ON t ("A" DESC) WHERE "B" > 0'
 
-    assert parse_create_index(sql).parts == (IndexPart('"A"', descending=True),)
+    assert parse_create_index(sql).columns == ('"A" DESC',)
     folded = parse_create_index(sql, fold_names=True)
-    assert folded.parts == (IndexPart("a", descending=True),)
+    assert folded.columns == ("a DESC",)
     assert (parse_create_index(sql).condition, folded.condition) == ('"B" > 0', "b > 0")
 
 
@@ -400,13 +367,13 @@ def test_constraints_have_folded_names_and_no_usual_action():
         "d UNIQUE ON CONFLICT ABORT, PRIMARY KEY (A ASC, B), CONSTRAINT q FOREIGN KEY (A) REFERENCES O (X)) STRICT"
     )
 
-    assert table.constraints == [
-        Check(None, "a > 0"),
-        Unique(None, ("d",)),
-        PrimaryKey(None, ("a", "b")),
-        ForeignKey("q", ("a",), "o", ("x",)),
+    assert table.keys == [
+        Key("", ("d",), "unique constraint"),
+        Key("", ("a", "b"), "primary key"),
     ]
-    assert [column.name for column in table.columns] == ["A", "b", "c", "d"]
+    assert table.checks == [Check("", "a > 0")]
+    assert table.foreign_keys == [ForeignKey("q", ("a",), "o", ("x",))]
+    assert [column.name for column in table.columns] == ["a", "b", "c", "d"]
     assert [column.conflict for column in table.columns] == [None, None, "fail", None]
     assert table.options == ("strict",)
 
@@ -414,7 +381,7 @@ def test_constraints_have_folded_names_and_no_usual_action():
 def test_a_table_made_from_a_query_has_no_definitions():
     table = parse_create_table("CREATE TABLE t AS SELECT 1")
 
-    assert (table.columns, table.constraints, table.options) == ([], [], ())
+    assert (table.columns, table.keys, table.options) == ([], [], ())
 
 
 def test_an_empty_definition_is_skipped():

@@ -101,11 +101,7 @@ def test_a_missing_column_takes_the_indexes_whose_condition_reads_it_along(url):
     code, lines = verifydb(url)
 
     assert code == 1
-    assert (
-        lines[0]
-        == "Column sandboxes.session_id is missing, and with it index idx_sandboxes_session and index "
-        "idx_sandboxes_pool."
-    )
+    assert lines[0] == "Column sandboxes.session_id is missing."
     assert len(lines) == 2
 
 
@@ -167,7 +163,7 @@ def test_the_old_servers_database_is_told_to_be_adopted(load_legacy):
     code, lines = verifydb(load_legacy("era-a"))
 
     assert code == 1
-    assert lines[0].startswith("Column agents.id is missing, and with it ")
+    assert lines[0] == "Column agents.id is missing."
     assert (
         lines[-1]
         == "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
