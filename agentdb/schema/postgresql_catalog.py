@@ -93,8 +93,7 @@ _KEYS = """
            CASE k.contype::text WHEN 'p' THEN 'primary key' WHEN 'u' THEN 'unique constraint' END, k.conname,
            ARRAY(SELECT a.attname FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS u(number, place)
                  JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.number ORDER BY u.place),
-           CASE WHEN k.condeferrable THEN ARRAY['deferrable'] ELSE ARRAY[]::text[] END,
-           pg_catalog.pg_get_indexdef(i.indexrelid), {usable}
+           k.condeferrable, pg_catalog.pg_get_indexdef(i.indexrelid), {usable}
     FROM pg_catalog.pg_index i
     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x')
@@ -184,17 +183,15 @@ def _key(
     kind: Any,
     name: str,
     columns: list[str],
-    options: list[str],
+    deferrable: bool,
     definition: str,
     valid: bool,
 ) -> Key:
     index = replace(parse_create_index(definition), valid=valid)
     if kind is None:
         return index
-    options = [*options, *index.options]
-    return replace(
-        index, name=name, kind=kind, columns=tuple(columns), options=tuple(options)
-    )
+    options = ("deferrable", *index.options) if deferrable else index.options
+    return replace(index, name=name, kind=kind, columns=tuple(columns), options=options)
 
 
 def _check(name: str, definition: str, kind: Any) -> Check:
