@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
 
 from agentdb.conf import DEFAULT_URL, URL_VARIABLE, database_url, display_url
 from agentdb.errors import AgentDbError, InvalidInputError
 from agentdb.management.output import occupy_closed_descriptors, write_any_character
-from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load, set_up
+from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load
 from agentdb.serving.own_apps import APPS_VARIABLE, app_names
 
 # Django's commands that are useful with a database but without a project. Not among them are flush and loaddata, which
@@ -60,56 +59,50 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(arguments: list[str]) -> int:
-    url = _take_url(arguments)
+    url = _take_own_options(arguments)
     if arguments[:1] in (["--version"], ["version"]):
         sys.stdout.write(f"{_versions()}\n")
         return 0
-    _take_quiet(arguments)
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither variable
-    if "DJANGO_AUTO_COMPLETE" in os.environ:
-        return _complete()
     _configure(url, arguments)
+    if "DJANGO_AUTO_COMPLETE" in os.environ:
+        return _execute(
+            []
+        )  # Django has the words from the environment; docs/commands.md shows how to enable it
     if not arguments or arguments in (["help"], ["--help"], ["-h"]):
         sys.stdout.write(_overview(url))
         return 0
-    return _run(arguments)
+    if arguments[0] == "makemigrations" and not _in_project(arguments):
+        from agentdb.management.own_migrations import Command
+
+        Command().run_from_argv(["agentdb", *arguments])
+        return 0
+    # Help needs neither a file nor a server.
+    wants_help = arguments[0] == "help" or "-h" in arguments or "--help" in arguments
+    if not wants_help and not os.environ.get(SETTINGS_VARIABLE):
+        _look_first(arguments)
+    code = _execute(arguments)
+    if wants_help and not code:
+        sys.stdout.write(_OPTIONS)
+    return code
 
 
-def _take_url(arguments: list[str]) -> str | None:
-    """Remove ``--url URL`` from anywhere in the arguments, and return the URL."""
-    # Not a parser's work: it would have to know every option of every command to tell a command's value from a --url.
-    # After "--" all words are the command's, as "agentdb dbshell -- --url x" hands them to psql.
-    url = None
-    kept = []
-    words = iter(arguments)
-    for word in words:
-        if word == "--":
-            kept += [word, *words]
-            break
-        name, equals, value = word.partition("=")
-        if name != "--url":
-            kept.append(word)
-            continue
-        url = value if equals else next(words, "")
-        if not url:
-            raise InvalidInputError(
-                "The option --url has no value: agentdb --url URL COMMAND. Is a variable not set?"
-            )
-    arguments[:] = kept
+def _take_own_options(arguments: list[str]) -> str | None:
+    """Remove ``--url`` and ``--quiet`` from anywhere before ``--`` in the arguments, and return the URL."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--url", nargs="?", const="")
+    parser.add_argument("-q", "--quiet", action="store_true")
+    own, arguments[:] = parser.parse_known_args(arguments)
+    if own.url == "":
+        raise InvalidInputError(
+            "The option --url has no value: agentdb --url URL COMMAND. Is a variable not set?"
+        )
+    if own.quiet:
+        # Right behind the command: an action, as in "apikey list", has its own options.
+        arguments.insert(1, "--verbosity=0")
+    url: str | None = own.url
     return url
-
-
-def _take_quiet(arguments: list[str]) -> None:
-    """Turn ``-q`` or ``--quiet`` into Django's ``--verbosity 0``."""
-    for option in ("-q", "--quiet"):
-        while option in arguments:
-            position = arguments.index(option)
-            if "--" in arguments[:position]:
-                break
-            del arguments[position]
-            # Right behind the command: an action, as in "apikey list", has its own options.
-            arguments.insert(1, "--verbosity=0")
 
 
 def _in_project(arguments: Sequence[str]) -> bool:
@@ -121,14 +114,15 @@ def _in_project(arguments: Sequence[str]) -> bool:
 
 def _configure(url: str | None, arguments: Sequence[str]) -> None:
     settings = os.environ.get(SETTINGS_VARIABLE)
-    if not _in_project(arguments):
-        from agentdb.serving.opening import configure
+    from agentdb.serving.opening import check_configured, configure
 
+    if not _in_project(arguments):
         # A console script does not look for modules in the working directory; the apps may be there, as with manage.py.
         if os.environ.get(APPS_VARIABLE):
             sys.path.insert(0, os.getcwd())
         # It needs no database, and none may be up where migrations are written.
         configure("sqlite://:memory:" if arguments[:1] == ["makemigrations"] else url)
+        _choose_commands()
         return
     if url:
         raise InvalidInputError(
@@ -138,41 +132,18 @@ def _configure(url: str | None, arguments: Sequence[str]) -> None:
     # Like manage.py: the settings module may be in the working directory.
     sys.path.insert(0, os.getcwd())
     if settings:
-        _check_host_settings(settings)
+        check_configured(app_names(None) or ())
 
 
-def _check_host_settings(module: str) -> None:
-    from django.conf import settings
+def _choose_commands() -> None:
+    """Take away the commands of Django that are of no use here, some of which empty the database without a question."""
+    from django.core.management import get_commands
 
-    set_up()
-    for name in ("agentdb", *(app_names(None) or ())):
-        # A project may name the AppConfig instead: "agentdb.apps.AgentDbConfig".
-        if any(f"{app}.".startswith(f"{name}.") for app in settings.INSTALLED_APPS):
-            continue
-        source = "" if name == "agentdb" else f", which {APPS_VARIABLE} names"
-        raise InvalidInputError(
-            f"The INSTALLED_APPS of {module!r} lack {name!r}{source}. Add it, or unset {SETTINGS_VARIABLE}."
-        )
-
-
-def _run(arguments: Sequence[str]) -> int:
-    _check_offered(arguments)
-    if arguments[0] == "makemigrations" and not _in_project(arguments):
-        from agentdb.management.own_migrations import Command
-
-        Command().run_from_argv(["agentdb", *arguments])
-        return 0
-    # Help needs neither a file nor a server.
-    wants_help = arguments[0] == "help" or "-h" in arguments or "--help" in arguments
-    if not wants_help and not os.environ.get(SETTINGS_VARIABLE):
-        _look_first(arguments)
-    failure = _execute(arguments)
-    if failure:
-        sys.stderr.write(f"{failure}\n")
-        return 2
-    if wants_help:
-        sys.stdout.write(_OPTIONS)
-    return 0
+    # Django makes this dictionary once, and looks every command up in it.
+    commands = get_commands()
+    for name, app in list(commands.items()):
+        if app == "django.core" and name not in _DJANGO_COMMANDS:
+            del commands[name]
 
 
 def _look_first(arguments: Sequence[str]) -> None:
@@ -187,16 +158,15 @@ def _look_first(arguments: Sequence[str]) -> None:
 
     connection = connections["default"]
     path = sqlite_path(connection)
-    # A file that exists is left to the command, whose error says more about a damaged or foreign one.
-    if path is not None and not os.path.isfile(path):
+    if path is not None:
         check_sqlite_file(path)
     # Django's own name none.
     if command in ("inspectdb", "showmigrations") and "--verbosity=0" not in arguments:
         sys.stderr.write(f"{describe(connection)}.\n")
 
 
-def _execute(arguments: Sequence[str]) -> str:
-    """Run the command; return the sentence for an error that Django's own commands do not handle, or ""."""
+def _execute(arguments: Sequence[str]) -> int:
+    """Run the command and return the exit code; says errors that Django's own commands do not handle."""
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
     from django.db import Error, connections
@@ -211,65 +181,17 @@ def _execute(arguments: Sequence[str]) -> str:
         if "--traceback" in arguments or os.environ.get(SETTINGS_VARIABLE):
             raise
         # The settings are agentdb's own, so only the engine's driver can be missing.
-        return cannot_load(connections.settings["default"]["ENGINE"], error)
+        engine = connections.settings["default"]["ENGINE"]
+        raise AgentDbError(cannot_load(engine, error)) from error
     except Error as error:
         if "--traceback" in arguments:
             raise
         # The driver's first line says what happened; others repeat it or quote SQL.
         reason = str(error).strip().partition("\n")[0]
-        return f"agentdb {arguments[0]}: the database refused: {reason}"
-    return ""
-
-
-def _complete() -> int:
-    """Print completions of the command line in ``COMP_WORDS``; docs/commands.md shows how to enable them."""
-    from django.core.management import ManagementUtility
-
-    # Django reads the words from the environment, and knows no --url: it is removed, and the word's number moved along.
-    words = os.environ["COMP_WORDS"].split()
-    number = len(words)
-    with suppress(InvalidInputError):  # --url, whose value follows
-        _take_url(words)
-    _configure(None, words)
-    removed = number - len(words)
-    os.environ["COMP_WORDS"] = " ".join(words)
-    os.environ["COMP_CWORD"] = str(int(os.environ["COMP_CWORD"]) - removed)
-    # Django writes the completions to standard output and exits. They are caught, to leave out what is not offered.
-    answer = io.StringIO()
-    with redirect_stdout(answer), suppress(SystemExit):
-        ManagementUtility(["agentdb"]).execute()
-    hidden = _not_offered(words)
-    if not os.environ.get(SETTINGS_VARIABLE):
-        hidden |= {"--settings=", "--pythonpath="}
-    offered = [word for word in answer.getvalue().split() if word not in hidden]
-    sys.stdout.write(f"{' '.join(offered)}\n")
+        raise AgentDbError(
+            f"agentdb {arguments[0]}: the database refused: {reason}"
+        ) from error
     return 0
-
-
-def _not_offered(arguments: Sequence[str]) -> set[str]:
-    """The commands of Django that are of no use here, some of which empty the database without a question."""
-    from django.core.management import get_commands
-
-    if _in_project(arguments):
-        return set()  # a project may run any command
-    return {
-        name
-        for name, app in get_commands().items()
-        if app == "django.core" and name not in _DJANGO_COMMANDS
-    }
-
-
-def _check_offered(arguments: Sequence[str]) -> None:
-    refused = _not_offered(arguments)
-    named = arguments[:1]
-    if named == ["help"]:
-        named = arguments[:2]
-    for name in named:
-        if name in refused:
-            raise InvalidInputError(
-                f"agentdb does not offer Django's {name!r}. 'agentdb help' lists what it offers; in a Django project, "
-                "run manage.py."
-            )
 
 
 def _versions() -> str:

@@ -168,7 +168,7 @@ def _alias(url: str | None, names: Sequence[str] | None) -> tuple[str, bool]:
         if not settings.configured and host.SETTINGS_VARIABLE not in os.environ:
             _configure_alone(url, wanted)
             return DEFAULT_DB_ALIAS, True
-        _check_configured(wanted)
+        check_configured(wanted)
         if url is None and not os.environ.get(URL_VARIABLE) and not _standalone:
             return DEFAULT_DB_ALIAS, False
         if names is None and _standalone:
@@ -200,7 +200,7 @@ def _configure_alone(url: str | None, names: Sequence[str]) -> None:
     host.set_up()
 
 
-def _check_configured(names: Sequence[str]) -> None:
+def check_configured(names: Sequence[str]) -> None:
     """Load the apps of an already configured Django, and check that it has what agentdb needs."""
     from django.apps import apps
 
