@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from django.apps import apps
@@ -14,17 +14,17 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
 from agentdb.adoption.conforming import conform_table, create_table
-from agentdb.adoption.dependents import naming_culprits
+from agentdb.adoption.dependents import explaining, rebuilt_objects
 from agentdb.adoption.obstacles import OLD_COLUMNS, AdoptionRefusedError, first_line
 from agentdb.adoption.plan import (
     Findings,
-    changing_columns,
     comparable_columns,
     makes_ids,
 )
 from agentdb.adoption.progress import Progress
 from agentdb.adoption.shapes import APP, RECORD
 from agentdb.adoption.sqlite_rebuild import rename
+from agentdb.adoption.steps import changes
 from agentdb.adoption.values import checksum, timestamp_sources
 from agentdb.models import new_id
 from agentdb.schema import Table, drift, read_tables
@@ -226,14 +226,25 @@ class _OnPostgreSql(Change):
     def _watched(self) -> Iterator[None]:
         # What could not be updated before is not the adoption's doing.
         not_updatable = self._not_updatable(self.old)
-        changing = changing_columns(self.findings.shape, self.findings.wanted)
-        # SQLite's rehearsal has named them already. CockroachDB has no transaction in which to try again.
-        with naming_culprits(self.connection, changing):
+        suspects = partial(
+            rebuilt_objects, self.connection, self.old, self._changing_columns()
+        )
+        # Rolled back before the suspects are looked for.
+        with explaining(suspects), transaction.atomic(using=self.connection.alias):
             yield
         now = self._not_updatable(OLD_COLUMNS)
         broken = [now[table] for table in now if table not in not_updatable]
         if broken:
             raise AdoptionRefusedError.of(*broken)
+
+    def _changing_columns(self) -> set[str]:
+        return {
+            column.name
+            for name, table in self.old.items()
+            for column in table.columns
+            if (final := self.findings.wanted[name].column(column.name))
+            and changes(column, final, fills=column.name in self._sources[name])
+        }
 
     def _not_updatable(self, tables: Iterable[str]) -> dict[str, str]:
         """Return by table why PostgreSQL refuses updates, for example a publication without the key."""
@@ -248,17 +259,24 @@ class _OnPostgreSql(Change):
                     run(self.connection, sql)
                     transaction.set_rollback(True, using=self.connection.alias)
             except DatabaseError as error:
-                diagnosis = getattr(error.__cause__, "diag", None)
-                detail = getattr(diagnosis, "message_detail", None) or ""
-                reason = f"{first_line(error)} {detail}".rstrip()
-                reasons[table] = f"Table {table} could not be updated: {reason}"
+                reasons[table] = (
+                    f"Table {table} could not be updated: {first_line(error)}"
+                )
         return reasons
 
     def _hand_over(self) -> None:
+        """Give new tables to the owner of the old ones, if this role can SET ROLE to it, and to those who use them."""
         # After all changes of the schema: until now this role owns the tables that it created, and could change them.
         live = self.findings.shape.live
-        made = [name for name in (RECORD, *OLD_COLUMNS) if name not in live]
-        _hand_over(self.connection, made, self.old)
+        is_16 = self.connection.features.is_postgresql_16  # type: ignore[attr-defined]
+        parameters = {
+            "old": [quote_name(name) for name in self.old],
+            "made": [name for name in (RECORD, *OLD_COLUMNS) if name not in live],
+            "record": RECORD,
+            "right": "SET" if is_16 else "MEMBER",
+        }
+        for (statement,) in rows(self.connection, _HAND_OVER, parameters):
+            run(self.connection, statement)
 
 
 def change_of(
@@ -271,49 +289,26 @@ def change_of(
     return kind(connection, findings, progress)
 
 
-_OWNERS = """
-    SELECT DISTINCT pg_get_userbyid(c.relowner), c.relowner <> current_user::regrole
-        AND pg_has_role(current_user, c.relowner, %s)
-        AND has_schema_privilege(c.relowner, c.relnamespace, 'CREATE')
-    FROM pg_class c WHERE c.oid = ANY(%s::text[]::regclass[])
+# Roles with write access to an old table get the same rights on a new one; roles that can use one at all can also read
+# the record of migrations, as connect() does. PUBLIC is role 0. Granted before the owner changes: afterwards this role
+# may no longer grant. With several owners none is the right one; then the new table stays this role's.
+_HAND_OVER = """
+    WITH old AS (SELECT * FROM pg_class WHERE oid = ANY(%(old)s::text[]::regclass[])),
+    rights AS (
+        SELECT CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END AS role,
+            string_agg(DISTINCT x.privilege_type, ', ') AS list, bool_or(x.privilege_type = 'INSERT') AS writes
+        FROM old, aclexplode(relacl) x WHERE x.grantee <> relowner GROUP BY 1
+    ),
+    owner AS (
+        SELECT min(relowner::text)::oid AS oid, min(relnamespace::text)::oid AS schema
+        FROM old HAVING count(DISTINCT relowner) = 1
+    )
+    SELECT format('GRANT %%s ON %%s TO %%s', CASE name WHEN %(record)s THEN 'SELECT' ELSE list END, name, role)
+    FROM rights, unnest(%(made)s::text[]) name WHERE writes OR name = %(record)s
+    UNION ALL
+    SELECT format('ALTER TABLE %%s OWNER TO %%I', name, pg_get_userbyid(oid))
+    FROM owner, unnest(%(made)s::text[]) name
+    WHERE oid <> current_user::regrole AND pg_has_role(current_user, oid, %(right)s)
+        AND has_schema_privilege(oid, schema, 'CREATE')
+    ORDER BY 1 DESC
 """
-# The rights of each role except the owner; PUBLIC is role 0.
-_RIGHTS = """
-    SELECT CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END,
-        array_agg(DISTINCT x.privilege_type)
-    FROM pg_class c, aclexplode(c.relacl) x
-    WHERE c.oid = ANY(%s::text[]::regclass[]) AND x.grantee <> c.relowner
-    GROUP BY x.grantee ORDER BY 1
-"""
-
-
-def _hand_over(
-    connection: BaseDatabaseWrapper, made: Collection[str], old: Collection[str]
-) -> None:
-    """Give the tables ``made`` to the owner of the ``old`` ones, if this role can SET ROLE to it.
-
-    Roles with write access to the old tables get the same rights on a new one; roles that can use them at all can also
-    read the record of migrations, as ``connect()`` does.
-    """
-    if not made:
-        return
-    names = [quote_name(name) for name in old]
-    right = "SET" if connection.features.is_postgresql_16 else "MEMBER"  # type: ignore[attr-defined]
-    owners = rows(connection, _OWNERS, [right, names])
-    rights = rows(connection, _RIGHTS, [names])
-    for name in made:
-        # Granted before the owner changes: afterwards this role may no longer grant.
-        for role, granted in rights:
-            wanted = _wanted(name, granted)
-            if wanted:
-                run(connection, f"GRANT {wanted} ON {quote_name(name)} TO {role}")
-        # With several owners none is the right one; then the table stays this role's.
-        if len(owners) == 1 and owners[0][1]:
-            owner = quote_name(owners[0][0])
-            run(connection, f"ALTER TABLE {quote_name(name)} OWNER TO {owner}")
-
-
-def _wanted(name: str, granted: Collection[str]) -> str:
-    if name == RECORD:
-        return "SELECT"
-    return ", ".join(granted) if "INSERT" in granted else ""

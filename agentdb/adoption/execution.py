@@ -125,9 +125,13 @@ def adopt(
     """
     connection = connections[alias]
     if (path := sqlite_path(connection)) is not None:
-        # Before the lock: there is no reason to wait for it if the file cannot be written to.
         check_sqlite_file(path)
-        _check_writable(path)
+        # SQLite says so too late: it has made a log beside the file.
+        if not os.access(path, os.W_OK):
+            raise DatabaseUnavailableError(
+                f"The database file {str(path)!r} is read-only. Allow writing to it and to its folder, and try again. "
+                f"{_left(connection)}"
+            )
     with _alone(connection, progress):
         with _refusing(connection):
             not_locked = _lock_tables(connection, progress)
@@ -177,18 +181,6 @@ def _alone(connection: BaseDatabaseWrapper, progress: Progress) -> Iterator[None
 def _roll_back(connection: BaseDatabaseWrapper) -> None:
     if connection.in_atomic_block:
         transaction.set_rollback(True, using=connection.alias)
-
-
-def _check_writable(path: Path) -> None:
-    # The folder too, in which SQLite makes its journal.
-    for place, what in (
-        (path, f"The database file {str(path)!r}"),
-        (path.parent, f"The folder of {str(path)!r}"),
-    ):
-        if not os.access(place, os.W_OK):
-            raise DatabaseUnavailableError(
-                f"{what} may not be written to by this user; an adoption needs that. Nothing was changed."
-            )
 
 
 @contextmanager

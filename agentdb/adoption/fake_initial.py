@@ -5,11 +5,11 @@ from __future__ import annotations
 from django.db import IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.shapes import INITIAL, Kind, Shape, recognise, state_apps
+from agentdb.adoption.shapes import INITIAL, Shape, recognise, state_apps
 from agentdb.adoption.values import read_usable_values
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import Difference, compare, expected_tables
-from agentdb.schema.migration_record import migration_names, recorded_migrations
+from agentdb.schema.migration_record import recorded_migrations
 
 
 def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> None:
@@ -26,22 +26,17 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
             raise SchemaMismatchError(" ".join(shape.problems))
         return
     where = ", ".join(shape.tables)
-    obstacles = [*shape.problems, *_obstacles(connection, shape)]
     if shape.problems:
         raise SchemaMismatchError(
-            f"The database has tables ({where}) that cannot be adopted as they are. "
-            f"{' '.join(obstacles)} Then run 'agentdb baselinedb'."
+            f"The database has tables ({where}) that cannot be adopted as they are. {' '.join(shape.problems)} Then "
+            "run 'agentdb baselinedb'."
         )
-    if obstacles:
-        raise SchemaMismatchError(
-            f"The database already has tables ({where}), and not in the shape that --fake-initial adopts: "
-            f"{shape.description}. {' '.join(obstacles)} Run 'agentdb baselinedb', which adopts every shape of the old "
-            "server."
-        )
-    if not fake_initial:
+    is_initial = _is_initial(connection, shape)
+    if not (is_initial and fake_initial):
+        other = ", or 'agentdb migrate --fake-initial'" if is_initial else ""
         raise SchemaMismatchError(
             f"The database already has the old server's tables ({where}): {shape.description}. "
-            "Run 'agentdb baselinedb', which backs up, adopts and verifies them, or 'agentdb migrate --fake-initial'."
+            f"Run 'agentdb baselinedb', which backs up, adopts and verifies them{other}."
         )
     read_usable_values(connection)
     if connection.vendor == "sqlite":
@@ -67,18 +62,12 @@ _IN_THE_WAY = frozenset(
 )
 
 
-def _obstacles(connection: BaseDatabaseWrapper, shape: Shape) -> list[str]:
-    """Return a sentence for each difference from the multi-tenant tables."""
-    if (
-        shape.kind not in (Kind.MULTI_TENANT, Kind.LATER)
-        and shape.level in migration_names()[1:]
-    ):
-        return [f"They are those of migration {shape.level!r}, which is not recorded."]
+def _is_initial(connection: BaseDatabaseWrapper, shape: Shape) -> bool:
+    """Return whether 0002_native_timestamps can bring the tables to their final shape."""
     wanted = expected_tables(connection, state_apps(INITIAL))
     # By the name in the database: a half-renamed agents_new is missing as agents, because 0002 does not rename.
     live = {shape.stored_as[name]: table for name, table in shape.tables.items()}
-    found = compare(wanted, live, names=False)
-    return [difference.message for difference in found if _is_in_the_way(difference)]
+    return not any(map(_is_in_the_way, compare(wanted, live, names=False)))
 
 
 def _is_in_the_way(found: Difference) -> bool:

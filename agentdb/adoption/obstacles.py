@@ -103,23 +103,6 @@ class UnusableValues:
         shown = len(self.first)
         return f" (the first {shown} are shown)" if self.total > shown else ""
 
-    def described(self, cannot: str, nothing: str) -> str:
-        """Return a sentence, and a line for each of the first."""
-        number = counted(self.total, "value")
-        sentence = f"{number} cannot be {cannot}{self.more}; nothing was {nothing}.\n"
-        return sentence + "".join(f"  {value}\n" for value in self.first)
-
-
-class UnusableValuesError(SchemaMismatchError):
-    """Rows that cannot be converted; nothing was changed. ``values`` has the total and the first of them."""
-
-    def __init__(self, values: UnusableValues) -> None:
-        self.values = values
-        super().__init__(
-            f"{values.described('converted', 'changed')}"
-            "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
-        )
-
 
 class Refusal(NamedTuple):
     """Why a database cannot be adopted as it is: a sentence, and the rows that it is about."""
@@ -131,6 +114,15 @@ class Refusal(NamedTuple):
     @classmethod
     def about(cls, values: UnusableValues, message: str) -> Refusal:
         return cls(message, tuple(values.first), values.total)
+
+    @classmethod
+    def unconvertible(cls, values: UnusableValues) -> Refusal:
+        them = "it" if values.total == 1 else "them"
+        return cls.about(
+            values,
+            f"{counted(values.total, 'value')} cannot be converted{values.more}. Fix {them}, timestamps as "
+            "'YYYY-MM-DD HH:MM:SS+00:00', and run the command again.",
+        )
 
     def __str__(self) -> str:
         return "\n".join([self.message, *(f"  {row}" for row in self.rows)])
@@ -149,8 +141,10 @@ class AdoptionRefusedError(SchemaMismatchError):
 
 
 def first_line(error: BaseException) -> str:
-    """The driver's message without its hints and positions, as a sentence."""
-    return f"{str(error).strip().partition(chr(10))[0].rstrip('.')}."
+    """The driver's message and PostgreSQL's detail without hints and positions, as a sentence."""
+    detail = getattr(getattr(error.__cause__, "diag", None), "message_detail", None)
+    texts = filter(None, (str(error).strip(), detail))
+    return f"{': '.join(text.partition(chr(10))[0].rstrip('.') for text in texts)}."
 
 
 def is_transient(error: BaseException) -> bool:

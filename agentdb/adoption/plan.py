@@ -8,19 +8,18 @@ from typing import NamedTuple
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.dependents import read_dependents
+from agentdb.adoption.dependents import table_obstacles
 from agentdb.adoption.obstacles import OLD_COLUMNS, Refusal, UnusableValues
 from agentdb.adoption.progress import SILENT, Progress
 from agentdb.adoption.shapes import (
     ADDED_COLUMNS,
-    REBUILT_AS,
     RECORD,
     Kind,
     Shape,
     key_of,
     recognise,
 )
-from agentdb.adoption.steps import changes, is_obsolete_key
+from agentdb.adoption.steps import is_obsolete_key
 from agentdb.adoption.values import (
     TableContent,
     duplicates,
@@ -186,13 +185,12 @@ def _obstacles(
     obstacles = [
         *_keys_to_names(shape),
         *_too_unique_keys(shape, wanted),
-        *_names_in_the_way(connection, shape, wanted),
     ]
     if connection.vendor == "postgresql":
         stored = list(shape.stored_as.values())
         missing = rows(connection, _MISSING_RIGHTS, [stored])
         obstacles += [sentence for *_, sentence in missing]
-        obstacles += _around(connection, shape, wanted)
+        obstacles += table_obstacles(connection, stored)
         if RECORD in shape.live:
             obstacles += _behind(connection)
     return obstacles
@@ -244,77 +242,6 @@ def _too_unique(table: str, key: Key) -> str:
     )
 
 
-_NAMES_ON_SQLITE = (
-    "SELECT type, lower(name), lower(tbl_name), name, tbl_name FROM sqlite_master"
-)
-# PostgreSQL creates a type for each table, so a type of that name is in the way of it; those of tables have typrelid.
-_NAMES = """
-    SELECT kind, name, owner, name, owner FROM (
-        SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'i' THEN 'index' WHEN 'v' THEN 'view' ELSE 'object' END
-            AS kind, c.relname AS name, coalesce(t.relname, c.relname) AS owner
-        FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN pg_class t ON t.oid = i.indrelid
-        WHERE c.relnamespace = quote_ident(current_schema())::regnamespace
-        UNION ALL
-        SELECT 'type', typname, typname FROM pg_type
-        WHERE typrelid = 0 AND typelem = 0 AND typnamespace = quote_ident(current_schema())::regnamespace
-    ) AS named
-"""
-
-
-def _names_in_the_way(
-    connection: BaseDatabaseWrapper, shape: Shape, wanted: Mapping[str, Table]
-) -> Iterator[str]:
-    """Objects that have the name of an index, a constraint or a table that the adoption creates."""
-    # Tables, views and the indexes of all tables share one set of names. By name, the table on which it may stand
-    # already: an index of ours on its own table.
-    ours: dict[str | None, str | None] = {
-        name: None for name in OLD_COLUMNS if name not in shape.tables
-    }
-    for table in wanted.values():
-        stored = shape.stored_as.get(table.name)
-        for key in (*table.keys, table.primary_key):
-            if key is not None:
-                ours[key.name] = stored
-    sql = _NAMES_ON_SQLITE if connection.vendor == "sqlite" else _NAMES
-    for kind, key, owner, name, on_table in rows(connection, sql):
-        if key in ours and (kind, owner) != ("index", ours[key]):
-            of = f" of table {on_table!r}" if on_table != name else ""
-            yield f"The {kind} {name!r}{of} has a name that agentdb needs. Rename it."
-
-
-def changing_columns(
-    shape: Shape, wanted: Mapping[str, Table]
-) -> dict[str, dict[str, str]]:
-    """The columns that an adoption converts, with their final types, by the table's name in the database."""
-    return {
-        table.name: {
-            column.name: final.type
-            for column in table.columns
-            if (final := wanted[name].column(column.name))
-            and changes(
-                column, final, fills=column.name == "id" and makes_ids(name, table)
-            )
-        }
-        for name, table in shape.tables.items()
-    }
-
-
-def _around(
-    connection: BaseDatabaseWrapper, shape: Shape, wanted: Mapping[str, Table]
-) -> list[str]:
-    """Return the operator's objects that can neither stay nor be recreated."""
-    columns = changing_columns(shape, wanted)
-    return [
-        *(
-            _OPTIONS[option].format(table=table.name)
-            for table in shape.tables.values()
-            for option in table.options
-            if option in _OPTIONS
-        ),
-        *read_dependents(connection, columns).obstacles,
-    ]
-
-
 def _behind(connection: BaseDatabaseWrapper) -> Iterator[str]:
     """Return whether the record's sequence would give an id that a row already has."""
     [(sequence,)] = rows(
@@ -330,14 +257,6 @@ def _behind(connection: BaseDatabaseWrapper) -> Iterator[str]:
             f"The sequence of {RECORD}.id is behind its rows. Run \"SELECT setval('{sequence}', max(id)) FROM "
             f'{RECORD}", and run the command again.'
         )
-
-
-_OPTIONS = {
-    "unlogged": "Table {table!r} is unlogged: PostgreSQL empties it after a crash. Run 'ALTER TABLE {table} SET "
-    "LOGGED'.",
-    "row security": "Table {table!r} has row security, which hides rows and refuses inserts. Run 'ALTER TABLE {table} "
-    "DISABLE ROW LEVEL SECURITY'; its policies stay.",
-}
 
 
 # What this role or this server may not do, a sentence each, in ASCII: the server may not know other characters. With
@@ -472,14 +391,7 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
         )
     bad = unusable_values(findings.contents.values())
     if bad.total:
-        them = "it" if bad.total == 1 else "them"
-        refusals.append(
-            Refusal.about(
-                bad,
-                f"{counted(bad.total, 'value')} cannot be converted{bad.more}. Fix {them}, timestamps as 'YYYY-MM-DD "
-                "HH:MM:SS+00:00', and run the command again.",
-            )
-        )
+        refusals.append(Refusal.unconvertible(bad))
     for found in findings.duplicates:
         first, *_ = found.first
         refusals.append(
@@ -495,7 +407,6 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
 def _notes(findings: Findings) -> tuple[str, ...]:
     return (
         *_extra_columns(findings.shape),
-        *_left_over(findings.shape),
         *_nul_characters(findings),
         *_keyed_hashes(findings),
     )
@@ -507,15 +418,6 @@ def _extra_columns(shape: Shape) -> Iterator[str]:
         extra = [each.name for each in table.columns if each.name not in known]
         if extra:
             yield f"{name} has additional columns, which stay, and which Db does not show: {', '.join(extra)}."
-
-
-def _left_over(shape: Shape) -> Iterator[str]:
-    for name, rebuilt in REBUILT_AS.items():
-        if rebuilt in shape.others and shape.stored_as.get(name) != rebuilt:
-            yield (
-                f"{rebuilt} is left over from an upgrade of the old server that was stopped. {name} has the rows; "
-                f"{rebuilt} stays, and may be dropped."
-            )
 
 
 def _nul_characters(findings: Findings) -> Iterator[str]:

@@ -102,10 +102,6 @@ def dump_command(connection: BaseDatabaseWrapper) -> str:
 
 def describe_outcome(outcome: Outcome) -> list[str]:
     """Return what was done."""
-    if not outcome.plan.has_work:
-        return [
-            "Nothing to do: another process has adopted the database in the meantime."
-        ]
     rows = sum(content.rows for content in outcome.findings.contents.values())
     lines = []
     if outcome.backup is not None:
@@ -167,12 +163,9 @@ def error_as_json(error: Exception) -> dict[str, Any]:
     return {"format": JSON_FORMAT, "result": result, "error": str(error)}
 
 
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
 def _bytes(number: int) -> str:
-    if number < 1024:
-        return f"{number} bytes"
-    size = float(number)
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1024:.1f} TiB"
+    power = min(max(number.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    return f"{number / 1024**power:.{min(power, 1)}f} {_UNITS[power]}"

@@ -276,31 +276,11 @@ def state_apps(name: str) -> StateApps:
 
 def _level(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> str | None:
     """Return the last migration that leaves the tables as they are."""
-    latest = expected_tables(connection, state_apps(migration_names()[-1]))
     for name in reversed(migration_names()):
         expected = expected_tables(connection, state_apps(name))
-        if drift(expected, live, names=name != INITIAL):
-            continue
-        # With an index of a later migration it does not match this one, and the later one would fail.
-        if _has_later_index(expected, latest, live):
-            return None
-        return name
+        if not drift(expected, live, names=name != INITIAL):
+            return name
     return None
-
-
-def _has_later_index(
-    expected: Mapping[str, Table],
-    latest: Mapping[str, Table],
-    live: Mapping[str, Table],
-) -> bool:
-    return any(
-        (_index_names(latest[name]) - _index_names(table)) & _index_names(live[name])
-        for name, table in expected.items()
-    )
-
-
-def _index_names(table: Table) -> set[str]:
-    return {index.name for index in table.indexes}
 
 
 def _kind_without_tables(others: tuple[str, ...], is_django: bool) -> tuple[Kind, str]:
@@ -319,10 +299,14 @@ def _kind(
 ) -> tuple[Kind, str]:
     if any(_misses(name, table) for name, table in tables.items()):
         return Kind.FOREIGN, "tables that the server did not make"
+    if level is not None and recorded[-1:] == (level,):
+        return Kind.ADOPTED, f"adopted, at migration {level}"
     # The old server leaves the tables of the first migration too, so they prove nothing unless it is recorded.
-    is_first = level == INITIAL and recorded[-1:] != (INITIAL,)
-    if level is not None and not is_first:
-        return Kind.ADOPTED, _adopted(level, recorded)
+    if level not in (None, INITIAL) and not recorded:
+        return (
+            Kind.ADOPTED,
+            f"the tables of migration {level}, but no migration is recorded",
+        )
     native = NATIVE_TIMESTAMP[vendor]
     # No old server made timestamps of the engine's type.
     if any(column.type == native for column in _timestamps(tables)):
@@ -337,14 +321,6 @@ def _altered(recorded: tuple[str, ...]) -> str:
     if recorded:
         return f"changed since migration {recorded[-1]} was applied"
     return "in part with native timestamps"
-
-
-def _adopted(level: str, recorded: tuple[str, ...]) -> str:
-    if not recorded:
-        return f"the tables of migration {level}, but no migration is recorded"
-    if recorded[-1] == level:
-        return f"adopted, at migration {level}"
-    return f"the tables of migration {level}, but {recorded[-1]} is recorded"
 
 
 def _multi_tenant(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -26,8 +25,8 @@ _PAGES_PER_STEP = 4096
 _TIMEOUT_SECONDS = 30.0  # of a writer that has the file locked
 # Suffixes of files that SQLite treats as part of the database file.
 _COMPANIONS = ("-journal", "-wal", "-shm")
-_WITHOUT_BACKUP = "back the file up elsewhere and use --no-backup"
-_OTHER_FILE = "name another file"
+_WITHOUT_BACKUP = "Back the file up elsewhere and use --no-backup."
+_OTHER_FILE = "Name another file."
 _LEFTOVERS = tuple(f".partial{end}" for end in ("", *_COMPANIONS))
 
 
@@ -50,18 +49,13 @@ def back_up(
     )
     if beside:
         _remove_leftovers(source)
-    advice = _WITHOUT_BACKUP if beside else _OTHER_FILE
-    with _writing(target, advice):
-        _check_space(source, target.parent, advice)
+    with _writing(source, target, _WITHOUT_BACKUP if beside else _OTHER_FILE):
         # Nobody else may read it, nor make it at the same time. SQLite would make it readable by whoever the umask
         # allows, before anything could be done about it.
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
-            try:
-                _copy(source, partial, progress)
-                damage = _damage(partial)
-            except sqlite3.Error as error:
-                raise _cannot_copy(source, target, error, advice) from error
+            _copy(source, partial, progress)
+            damage = _damage(partial)
             if damage is not None:
                 raise DatabaseUnavailableError(describe_damage(source, damage))
             # The content reaches the disk before the name does, and the name before anybody is told of it: after a
@@ -84,24 +78,18 @@ def back_up_first(connection: BaseDatabaseWrapper, progress: Progress) -> Path |
 
 
 @contextmanager
-def _writing(target: Path, advice: str) -> Iterator[None]:
+def _writing(source: Path, target: Path, advice: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise DatabaseUnavailableError(
-            _cannot_write(target, error.strerror or str(error), advice)
-        ) from error
-
-
-def _cannot_copy(
-    source: Path, target: Path, error: sqlite3.Error, advice: str
-) -> DatabaseUnavailableError:
-    # The copy has been created, so what cannot be opened is the source: a read-only medium has no place for its log.
-    if classify(error) in (Fault.LOCKED, Fault.DAMAGED, Fault.NOT_OPENED):
-        sentence = describe_sqlite_failure(source, error)
-    else:
-        sentence = _cannot_write(target, str(error), advice)
-    return DatabaseUnavailableError(sentence)
+    except (OSError, sqlite3.Error) as error:
+        # The copy has been created, so what cannot be opened is the source: a read-only medium has no place for its
+        # log.
+        if classify(error) in (Fault.LOCKED, Fault.DAMAGED, Fault.NOT_OPENED):
+            sentence = describe_sqlite_failure(source, error)
+        else:
+            reason = getattr(error, "strerror", None) or str(error)
+            sentence = f"The backup {str(target)!r} cannot be written: {uncapitalized(reason).rstrip('.')}. {advice}"
+        raise DatabaseUnavailableError(sentence) from error
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
@@ -111,7 +99,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
         # A link, because a rename would replace a file that appeared after the check.
         os.link(partial, target)
     except FileExistsError:
-        raise InvalidInputError(_is_there(target)) from None
+        raise _is_there(target) from None
     except OSError:  # a file system without hard links
         partial.rename(target)
     else:
@@ -120,30 +108,20 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 def refuse_taken(target: Path) -> None:
     """Raise ``InvalidInputError`` if the file exists, or one that SQLite would treat as part of it."""
-    with _writing(target, _OTHER_FILE):
-        there = _taken(target)
-    if there == target:
-        raise InvalidInputError(_is_there(target))
-    if there is not None:
-        raise InvalidInputError(
-            f"There is a file {str(there)!r}, which belongs to a database that was here before. SQLite would "
-            "take it for a part of the backup. Move it away, or name another file."
-        )
+    with _writing(target, target, _OTHER_FILE):
+        if (there := _taken(target)) is not None:
+            raise _is_there(there)
 
 
 def _taken(target: Path) -> Path | None:
-    return next(
-        (
-            path
-            for end in ("", *_COMPANIONS)
-            if (path := target.with_name(target.name + end)).exists()
-        ),
-        None,
+    files = (target.with_name(target.name + end) for end in ("", *_COMPANIONS))
+    return next(filter(Path.exists, files), None)
+
+
+def _is_there(path: Path) -> InvalidInputError:
+    return InvalidInputError(
+        f"The file {str(path)!r} already exists and is not overwritten. Name another one."
     )
-
-
-def _is_there(target: Path) -> str:
-    return f"The file {str(target)!r} already exists and is not overwritten. Name another one."
 
 
 def _copy(source: Path, partial: Path, progress: Pages) -> None:
@@ -173,40 +151,31 @@ def _open(path: Path, mode: str) -> sqlite3.Connection:
 
 def _damage(path: Path) -> str | None:
     """Return the first fault of the file, or None."""
+    # Of the copy, not of the source: it says that what was written can be read, and holds up no writer.
     with closing(_open(path, "ro")) as connection:
-        try:
-            # Of the copy, not of the source: it says that what was written can be read, and holds up no writer.
-            results = [connection.execute("PRAGMA integrity_check(1)").fetchone()[0]]
-        except sqlite3.OperationalError as error:
-            if not _needs_a_program(error):
-                raise
-            results = list(_checked_one_by_one(connection))
-    for result in results:
-        if result != "ok":
-            return " ".join(str(result).split())
-    return None
+        results = [_checked(connection, "1")]
+        if results == [None]:
+            tables = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+            )
+            results = [
+                _checked(connection, quote_name(name)) for (name,) in tables.fetchall()
+            ]
+    faults = [" ".join(result.split()) for result in results if result]
+    return next((fault for fault in faults if fault != "ok"), None)
 
 
-def _checked_one_by_one(connection: sqlite3.Connection) -> Iterator[str]:
-    """Check each table except those whose indexes only the operator's program can read."""
-    tables = connection.execute(
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
-    )
-    for (name,) in tables.fetchall():
-        try:
-            yield connection.execute(
-                f"PRAGMA integrity_check({quote_name(name)})"
-            ).fetchone()[0]
-        except sqlite3.OperationalError as error:
-            if not _needs_a_program(error):
-                raise
-
-
-def _needs_a_program(error: sqlite3.Error) -> bool:
-    """Return whether SQLite lacks a function or collation that the operator's program defines."""
-    return str(error).startswith(
-        ("unknown function", "no such function", "no such collation")
-    )
+def _checked(connection: sqlite3.Connection, what: str) -> str | None:
+    """Check the file, or a table; return None if it has an index or a check that only the operator's program reads."""
+    try:
+        [found] = connection.execute(f"PRAGMA integrity_check({what})").fetchmany(1)
+    except sqlite3.OperationalError as error:
+        if str(error).startswith(
+            ("unknown function", "no such function", "no such collation")
+        ):
+            return None
+        raise
+    return str(found[0])
 
 
 def _free_name(source: Path) -> Path:
@@ -228,39 +197,9 @@ def _remove_leftovers(source: Path) -> None:
                 path.unlink()
 
 
-def _check_space(source: Path, folder: Path, advice: str) -> None:
-    # Not exact: pages that are both in the file and in its log count twice.
-    needed = sum(
-        path.stat().st_size for path in (source, Path(f"{source}-wal")) if path.exists()
-    )
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DatabaseUnavailableError(
-            f"Not enough space for a backup in {str(folder)!r}: it needs {needed:,} bytes, {free:,} are free. Free "
-            f"some space, or {advice}."
-        )
-
-
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# What to do about a reason that has these words.
-_REMEDIES = {
-    "full": "Free some space for it",
-    "No space": "Free some space for it",
-    "I/O": "Check the disk and its quota",
-    "Input/output": "Check the disk and its quota",
-    "quota": "Check the disk and its quota",
-    "too long": "Choose a shorter name",
-    "": "Allow writing to its folder",
-}
-
-
-def _cannot_write(target: Path, reason: str, advice: str) -> str:
-    remedy = next(_REMEDIES[words] for words in _REMEDIES if words in reason)
-    return f"The backup {str(target)!r} cannot be written: {uncapitalized(reason).rstrip('.')}. {remedy}, or {advice}."

@@ -49,7 +49,8 @@ def rebuild(
     definitions = _definitions(schema_editor, model, old)
     copied = _copied(model, old, sources)
     rest = _rest(connection, expected_table(connection, model), old.name)
-    new_name = _unused_name(connection, table)
+    # Not a random name: SQLite's errors contain it, and --check and the adoption must say the same.
+    new_name = f"agentdb_new_{table}"
     run(connection, f"CREATE TABLE {quote_name(new_name)} ({', '.join(definitions)})")
     run(
         connection,
@@ -126,15 +127,6 @@ def _copied(
     if rowid := rowid_name(old.sql, live):
         copied[rowid] = rowid
     return copied
-
-
-def _unused_name(connection: BaseDatabaseWrapper, table: str) -> str:
-    found = rows(connection, "SELECT lower(name) FROM sqlite_master")
-    # Not a random one: SQLite's errors contain it, and --check and the adoption must say the same.
-    name = f"agentdb_new_{table}"
-    while (name,) in found:
-        name += "_"
-    return name
 
 
 def rename(connection: BaseDatabaseWrapper, name: str, table: str) -> None:

@@ -16,9 +16,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.adoption.obstacles import (
     OLD_COLUMNS,
     SHOWN_ROWS,
+    AdoptionRefusedError,
+    Refusal,
     UnusableValue,
     UnusableValues,
-    UnusableValuesError,
     not_castable,
     read_instants,
     too_wide,
@@ -279,7 +280,7 @@ def _rows(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any, ...]
 def read_usable_values(connection: BaseDatabaseWrapper) -> list[TableContent]:
     """Return the contents of the old tables, without changing anything.
 
-    Raise ``UnusableValuesError`` if a value cannot be converted.
+    Raise ``AdoptionRefusedError`` if a value cannot be converted.
     """
     tables = read_tables(connection, OLD_COLUMNS)
     contents = [
@@ -289,7 +290,7 @@ def read_usable_values(connection: BaseDatabaseWrapper) -> list[TableContent]:
     ]
     values = unusable_values(contents)
     if values.total:
-        raise UnusableValuesError(values)
+        raise AdoptionRefusedError((Refusal.unconvertible(values),))
     return contents
 
 

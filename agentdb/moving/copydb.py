@@ -18,6 +18,7 @@ from django.db.models import DateTimeField, IntegerField, Model
 
 from agentdb.adoption.obstacles import (
     SHOWN_ROWS,
+    Refusal,
     UnusableValue,
     UnusableValues,
     too_wide,
@@ -553,9 +554,12 @@ def refuse_uncopyable(
         found = _unusable_on_a_server(reading)
     values = UnusableValues.of(found)
     if values.total:
-        raise InvalidInputError(
-            f"{values.described('copied', 'copied')}Fix them in the source, and run the command again."
+        refusal = Refusal.about(
+            values,
+            f"{counted(values.total, 'value')} cannot be copied{values.more}; nothing was copied. Fix them in the "
+            "source, and run the command again.",
         )
+        raise InvalidInputError(str(refusal))
 
 
 def _unusable_on_sqlite(

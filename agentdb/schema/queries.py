@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -11,7 +11,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 
 def rows(
-    connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any] | None = None
+    connection: BaseDatabaseWrapper,
+    sql: str,
+    parameters: Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> list[tuple[Any, ...]]:
     """Return all rows. Without parameters a percent sign, for example in a view or default, is literal."""
     # Not an empty list for none: with any list the drivers of both engines take each percent sign for a placeholder.

@@ -459,7 +459,9 @@ SHAPES: dict[str, tuple[str, ...]] = {
 
 
 WOULD_FAIL = "The adoption would fail on what was built around the tables: "
-TAKEN = "has a name that agentdb needs. Rename it."
+CONVERTED = "Table 'sessions' cannot be converted. "
+TAKEN = f"{CONVERTED}there is already a table named idx_sessions_created."
+TAKEN_BY_INDEX = f"{CONVERTED}index idx_sessions_created already exists."
 TOO_UNIQUE = (
     "Table 'sessions' has a unique index 'own', which could refuse what agentdb writes."
 )
@@ -483,16 +485,14 @@ REFUSED = {
     + "table 'sessions': no such collation sequence: backwards.",
     "a check on ours with an unknown function": WOULD_FAIL
     + "table 'sessions': no such function: is_large.",
-    "an index has the name of ours": "The index 'idx_sessions_created' of table 'notes' "
-    + TAKEN,
-    "a table has the name of our index": "The table 'idx_sessions_created' " + TAKEN,
-    "a table has the name of our index in capitals": "The table 'IDX_SESSIONS_CREATED' "
-    + TAKEN,
-    "a view has the name of our index": "The view 'idx_sessions_created' " + TAKEN,
-    "our index on another table of ours": "The index 'idx_sessions_created' of table 'sandboxes' "
-    + TAKEN,
-    "a trigger has the name of our index": "The trigger 'idx_sessions_created' of table 'sessions' "
-    + TAKEN,
+    "agentdb_new_sessions in the way": 'agentdb_new_sessions" already exists.',
+    "agentdb_new_sessions is a view": 'agentdb_new_sessions" already exists.',
+    "agentdb_new_agents is an index": "there is already an index named agentdb_new_agents.",
+    "an index has the name of ours": WOULD_FAIL + TAKEN_BY_INDEX,
+    "a table has the name of our index": WOULD_FAIL + TAKEN,
+    "a table has the name of our index in capitals": WOULD_FAIL + TAKEN,
+    "a view has the name of our index": WOULD_FAIL + TAKEN,
+    "our index on another table of ours": WOULD_FAIL + TAKEN_BY_INDEX,
     "django_migrations is a view": WOULD_FAIL
     + "Unable to create the django_migrations table",
     "django_migrations is another table": "cannot be used: no such column: name",

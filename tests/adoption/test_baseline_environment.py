@@ -186,7 +186,8 @@ def test_a_read_only_file_can_be_looked_at_and_is_refused(shared_folder: Path):
 
     assert (run.returncode, run.stderr.splitlines()[-1]) == (
         2,
-        f"The database file '{path}' may not be written to by this user; an adoption needs that. Nothing was changed.",
+        f"The database file '{path}' is read-only. Allow writing to it and to its folder, and try again. Nothing was "
+        "changed.",
     )
     assert path.read_bytes() == before
     assert {p.name for p in shared_folder.iterdir()} == {"era-a.db", "other"}
@@ -204,7 +205,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused(shared_folder: Path):
 
     assert (run.returncode, run.stderr.splitlines()[-1]) == (
         2,
-        f"The folder of '{path}' may not be written to by this user; an adoption needs that. Nothing was changed.",
+        f"The database file '{path}' is read-only. Allow writing to it and to its folder, and try again.",
     )
     assert path.read_bytes() == (FOLDER / "sqlite" / "era-a.db").read_bytes()
     assert [p.name for p in folder.iterdir()] == ["era-a.db"]

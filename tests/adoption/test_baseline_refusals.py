@@ -206,12 +206,12 @@ def test_reasons_of_several_kinds_are_all_named(load_legacy: Load, engine: str):
     message = refused(
         load_legacy("dirty-duplicate-agents"),
         NEW.format(", created_at", ", 'x'"),
-        "CREATE TABLE mine (id TEXT)",
-        "CREATE INDEX idx_sessions_created ON mine (id)",
+        "CREATE UNIQUE INDEX mine ON sessions (agent_name, id)",
     )
 
     assert [line for line in message.splitlines() if not line.startswith("  ")] == [
-        "The index 'idx_sessions_created' of table 'mine' has a name that agentdb needs. Rename it.",
+        "Table 'sessions' has a unique index 'mine', which could refuse what agentdb writes. Drop it, or make it one "
+        "that is not unique.",
         ONE,
         "2 rows of agents share tenant_id, name with another row. Rename or delete all but one, and run the command "
         "again.",
@@ -305,8 +305,9 @@ def test_a_materialized_view_that_shows_a_timestamp_is_refused(
     )
 
     assert message == (
-        "Materialized view own_copy reads column 'created_at' of table 'sessions', whose type changes. Drop it, run "
-        "the command again, and recreate it."
+        "The adoption would fail on what was built around the tables: Table 'sessions' cannot be converted. cannot "
+        "alter type of a column used by a view or rule: rule _RETURN on materialized view own_copy depends on column "
+        '"created_at". Rename or drop that, run the command again, and recreate it. Nothing was changed.'
     )
 
 

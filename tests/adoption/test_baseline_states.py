@@ -109,24 +109,6 @@ def test_an_upgrade_that_stopped_after_any_statement_is_adopted(
 @pytest.mark.parametrize(
     "engine", ["sqlite"]
 )  # the old server rebuilds tables on SQLite only
-def test_a_left_over_table_of_the_old_servers_rebuild_is_mentioned_and_stays(
-    load_legacy: Load, engine: str
-):
-    url = load_legacy("era-a")
-    with opened(url) as connection:
-        run_sql(connection, *STATEMENTS[engine][:10])
-
-    run = baselinedb(url, "--check")
-
-    assert (
-        "Note: agents_new is left over from an upgrade of the old server that was stopped. agents has the rows; "
-        "agents_new stays, and may be dropped."
-    ) in run.out.splitlines()
-
-
-@pytest.mark.parametrize(
-    "engine", ["sqlite"]
-)  # the old server rebuilds tables on SQLite only
 def test_a_rebuild_that_stopped_before_the_rename_is_finished(
     load_legacy: Load, engine: str
 ):

@@ -297,8 +297,8 @@ def grants(connection: BaseDatabaseWrapper, view: str) -> set[tuple[str, str, st
 
 IN_THE_WAY = {
     "CREATE MATERIALIZED VIEW daily AS SELECT substr(created_at, 1, 10) AS day FROM sessions": (
-        "Materialized view daily reads column 'created_at' of table 'sessions', whose type changes. Drop it, run the "
-        "command again, and recreate it."
+        "Table 'sessions' cannot be converted; nothing was changed. cannot alter type of a column used by a view or "
+        'rule: rule _RETURN on materialized view daily depends on column "created_at".'
     ),
     "CREATE VIEW days AS SELECT substr(created_at, 1, 10) AS day FROM sessions": (
         "View 'days' cannot be recreated with the new types of the columns it reads: function substr(timestamp with "
@@ -316,8 +316,8 @@ IN_THE_WAY = {
         "integer) does not exist"
     ),
     "ALTER TABLE sessions ADD COLUMN day text GENERATED ALWAYS AS (substr(created_at, 1, 10)) STORED": (
-        "Column day of table sessions reads column 'created_at' of table 'sessions', whose type changes. Drop it, run "
-        "the command again, and recreate it."
+        "Table 'sessions' cannot be converted; nothing was changed. cannot alter type of a column used by a generated "
+        'column: Column "created_at" is used by generated column "day".'
     ),
 }
 

@@ -77,9 +77,6 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "view with a grant option": (
         _VIEW,
         "GRANT SELECT, UPDATE ON own TO own_writer WITH GRANT OPTION",
-        "SET ROLE own_writer",
-        "GRANT SELECT ON own TO own_reader",
-        "RESET ROLE",
     ),
     "view with grants on columns": (
         _VIEW,
@@ -287,10 +284,14 @@ CARRIED: dict[str, tuple[str, ...]] = {
 
 DROP_FIRST = "Drop it, run the command again, and recreate it."
 _NO_OPERATOR = "cannot be recreated with the new types of the columns it reads: operator does not exist: timestamp"
-_NO_SUBSTR = "cannot be recreated with the new types of the columns it reads: function substr(timestamp with time zone"
-_READS = (
-    "reads column 'created_at' of table 'sessions', whose type changes. " + DROP_FIRST
+_NO_FUNCTION = (
+    "function substr(timestamp with time zone, integer, integer) does not exist."
 )
+_NO_SUBSTR = "cannot be recreated with the new types of the columns it reads: function substr(timestamp with time zone"
+_FAILS = "The adoption would fail on what was built around the tables: Table 'sessions' cannot be converted. "
+_USED = f"{_FAILS}cannot alter type of a column used by a "
+_READS = 'depends on column "created_at". Rename or drop that, run the command again, and recreate it.'
+_READ_BY_VIEW = f"{_FAILS}cannot drop view own because other objects depend on it: "
 
 # Each is refused with this sentence, or one that begins so.
 REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -309,46 +310,60 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         "View 'own' cannot be recreated with the new types of the columns it reads: column \"created_at\" is of type",
         (_VIEW, "ALTER VIEW own ALTER COLUMN created_at SET DEFAULT now()::text"),
     ),
+    "view with a right that its owner did not grant": (
+        f"View 'own' cannot be recreated with exactly the rights that were granted on it. {DROP_FIRST}",
+        (
+            _VIEW,
+            "GRANT SELECT, UPDATE ON own TO own_writer WITH GRANT OPTION",
+            "SET ROLE own_writer",
+            "GRANT SELECT ON own TO own_reader",
+            "RESET ROLE",
+        ),
+    ),
+    "exclusion that takes a text": (
+        f"{_FAILS}{_NO_FUNCTION} These read columns whose types change: index own. Rename or drop that",
+        (
+            "ALTER TABLE sessions ADD CONSTRAINT own EXCLUDE USING hash ((substr(created_at, 1, 30) || id) WITH =)",
+        ),
+    ),
     "materialized view": (
-        f"Materialized view own {_READS}",
+        f"{_USED}view or rule: rule _RETURN on materialized view own {_READS}",
         ("CREATE MATERIALIZED VIEW own AS SELECT id, created_at FROM sessions",),
     ),
     "materialized view of a view": (
-        f"Materialized view own_2 depends on view 'own', which must be recreated. {DROP_FIRST}",
+        f"{_READ_BY_VIEW}materialized view own_2 depends on view own.",
         (_VIEW, "CREATE MATERIALIZED VIEW own_2 AS SELECT id FROM own"),
     ),
     "function of a view's rows": (
-        f"Function own_f(own) depends on view 'own', which must be recreated. {DROP_FIRST}",
+        f"{_READ_BY_VIEW}function own_f(own) depends on type own.",
         (
             _VIEW,
             "CREATE FUNCTION own_f(own) RETURNS text LANGUAGE sql AS 'SELECT $1.id'",
         ),
     ),
     "table of a view's rows": (
-        f"Column o of table notes depends on view 'own', which must be recreated. {DROP_FIRST}",
+        f"{_READ_BY_VIEW}column o of table notes depends on type own[].",
         (_VIEW, "CREATE TABLE notes (o own[])"),
     ),
     "function whose body reads a timestamp": (
-        f"Function own() {_READS}",
+        f"{_USED}function or procedure: function own() {_READS}",
         (
             "CREATE FUNCTION own() RETURNS text BEGIN ATOMIC SELECT max(created_at) FROM sessions; END",
         ),
     ),
     "function whose body reads a view": (
-        f"Function own_f() depends on view 'own', which must be recreated. {DROP_FIRST}",
+        f"{_READ_BY_VIEW}function own_f() depends on view own.",
         (
             _VIEW,
             "CREATE FUNCTION own_f() RETURNS bigint BEGIN ATOMIC SELECT count(*) FROM own; END",
         ),
     ),
     "table of rows": (
-        "Column s of table notes holds rows of table 'sessions', whose columns change their type. "
-        + DROP_FIRST,
+        f'{_FAILS}cannot alter table "sessions" because column "notes.s" uses its row type.',
         ("CREATE TABLE notes (s sessions)",),
     ),
     "table of rows inside of types": (
-        "Column s of table notes holds rows of table 'sessions', whose columns change their type. "
-        + DROP_FIRST,
+        f'{_FAILS}cannot alter table "sessions" because column "notes.s" uses its row type.',
         (
             "CREATE DOMAIN several AS sessions[]",
             "CREATE TYPE pair AS (one several, two int)",
@@ -356,35 +371,35 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "generated column of a timestamp": (
-        f"Column own of table sessions {_READS}",
+        f'{_USED}generated column: Column "created_at" is used by generated column "own".',
         (
             "ALTER TABLE sessions ADD own text GENERATED ALWAYS AS (left(created_at, 10)) STORED",
         ),
     ),
     "publication of a timestamp": (
-        f"Publication of table sessions in publication own {_READS}",
+        f"{_USED}publication WHERE clause: publication of table sessions in publication own {_READS}",
         ("CREATE PUBLICATION own FOR TABLE sessions (id, created_at)",),
     ),
     "publication with a filter of a timestamp": (
-        f"Publication of table sessions in publication own {_READS}",
+        f"{_USED}publication WHERE clause: publication of table sessions in publication own {_READS}",
         ("CREATE PUBLICATION own FOR TABLE sessions WHERE (created_at > '2026')",),
     ),
     "index that takes a text": (
-        f"Index 'own' of table 'sessions' {_NO_SUBSTR}",
+        f"{_FAILS}{_NO_FUNCTION} These read columns whose types change: index own. Rename or drop that",
         ("CREATE INDEX own ON sessions (substr(created_at, 1, 10))",),
     ),
     "index of a timestamp's operator class": (
-        "Index 'own' of table 'sessions' cannot be recreated with the new types of the columns it reads: operator "
-        'class "text_pattern_ops" does not accept data type timestamp with time zone. '
-        + DROP_FIRST,
+        f'{_FAILS}operator class "text_pattern_ops" does not accept data type timestamp with time zone. These read '
+        "columns whose types change: index own. Rename or drop that",
         ("CREATE INDEX own ON sessions (created_at text_pattern_ops)",),
     ),
     "partial index that compares a text": (
-        f"Index 'own' of table 'sessions' {_NO_OPERATOR}",
+        f"{_FAILS}operator does not exist: timestamp with time zone > text. These read columns whose types change: "
+        "index own.",
         ("CREATE INDEX own ON sessions (status) WHERE created_at > '2026-01-01'",),
     ),
     "statistics that take a text": (
-        f"Statistics 'own' of table 'sessions' {_NO_SUBSTR}",
+        f"{_FAILS}{_NO_FUNCTION} These read columns whose types change: statistics object own. Rename or drop that",
         ("CREATE STATISTICS own ON substr(created_at, 1, 10), status FROM sessions",),
     ),
     "policy that compares a text": (
@@ -443,7 +458,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         ("CREATE UNIQUE INDEX own ON sessions (agent_name, id)",),
     ),
     "index in the way": (
-        "The index 'idx_sessions_created' of table 'notes' has a name that agentdb needs. Rename it.",
+        f'{_FAILS}relation "idx_sessions_created" already exists. Rename or drop that',
         (
             "CREATE TABLE notes (x int)",
             "CREATE INDEX idx_sessions_created ON notes (x)",

@@ -111,8 +111,7 @@ def test_a_backup_is_not_put_beside_the_log_of_a_database_that_was_there(
         run("backup", url, file)
 
     assert str(refusal.value) == (
-        f"There is a file '{log}', which belongs to a database that was here before. SQLite would take it for a part "
-        "of the backup. Move it away, or name another file."
+        f"The file '{log}' already exists and is not overwritten. Name another one."
     )
     assert [
         path.name for path in tmp_path.iterdir() if path.name.startswith("state")

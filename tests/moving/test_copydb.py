@@ -193,9 +193,9 @@ def test_copydb_refuses_what_postgresql_cannot_hold_and_copies_nothing(
     )
 
     assert refusal(source, target) == (
-        "1 value cannot be copied; nothing was copied.\n"
+        "1 value cannot be copied; nothing was copied. Fix them in the source, and run the command again.\n"
         "  table 'sandboxes', id 'b2', column 'workspace_dir': 'a\\x00b' has a NUL character, which PostgreSQL cannot "
-        "store\nFix them in the source, and run the command again."
+        "store"
     )
     assert "agents" not in tables(target)
 
@@ -403,13 +403,12 @@ def test_copydb_names_every_kind_of_value_that_cannot_be_copied_before_it_writes
 
     for options in ((), ("--dry-run",)):
         assert refusal(source, target, *options).splitlines() == [
-            "4 values cannot be copied; nothing was copied.",
+            "4 values cannot be copied; nothing was copied. Fix them in the source, and run the command again.",
             "  table 'agents', id 'plain', column 'version': 1099511627776 does not fit into 32 bits",
             "  table 'sessions', id 's1', column 'created_at': 'not-a-date' is in no known timestamp format",
             "  table 'sessions', id 's2', column 'last_active_at': '2026-02-19T20:53:16.123Z' is not in the spelling "
             "of a native timestamp; run 'agentdb baselinedb' on the source",
             "  table 'sandboxes', id 'b1', column 'workspace_dir': b'\\xffA' is not valid UTF-8",
-            "Fix them in the source, and run the command again.",
         ]
     assert execute(
         target, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"

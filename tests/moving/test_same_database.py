@@ -102,5 +102,5 @@ def test_a_name_that_is_too_long_is_refused(url: str, tmp_path: Path):
         manage(connection, "backup", str(tmp_path / name))
 
     assert str(refused.value).endswith(
-        "cannot be written: file name too long. Choose a shorter name, or name another file."
+        "cannot be written: file name too long. Name another file."
     )

@@ -24,7 +24,7 @@ from django.test.utils import CaptureQueriesContext
 
 import agentdb
 from agentdb import operations
-from agentdb.adoption.obstacles import UnusableValuesError
+from agentdb.adoption.obstacles import AdoptionRefusedError
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import compare, expected_tables, read_tables
 from agentdb.schema.migration_record import migrate, migration_names, pending_migrations
@@ -322,11 +322,11 @@ def test_unreadable_timestamps_stop_the_migration_before_it_changes_anything(
             manage(connection, "migrate", "agentdb")
 
         assert str(refusal.value) == (
-            "2 values cannot be converted; nothing was changed.\n"
+            "2 values cannot be converted. Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the "
+            "command again.\n"
             "  table 'sessions', id \"s'1\", column 'created_at': 'not-a-date' is in no known timestamp format\n"
             "  table 'api_keys', id 'good', column 'created_at': '05/06/2026 10:00:00 EST' may be day/month or "
-            "month/day\n"
-            "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+            "month/day"
         )
         assert raw_schema(connection) == before
         assert rows(connection, "SELECT * FROM sessions ORDER BY id") == held
@@ -345,24 +345,20 @@ def test_of_many_unreadable_timestamps_the_first_20_are_shown_and_all_are_counte
         for number in range(15):
             insert_session(connection, f"s{number:02}", "?", "?")
 
-        with pytest.raises(UnusableValuesError) as refusal:
+        with pytest.raises(AdoptionRefusedError) as refusal:
             migrate(connection.alias)
 
-    assert refusal.value.values.total == 30
-    assert len(refusal.value.values.first) == 20
-    first, *lines, last = str(refusal.value).split("\n")
-    assert (
-        first
-        == "30 values cannot be converted (the first 20 are shown); nothing was changed."
+    [found] = refusal.value.refusals
+    assert (found.total, len(found.rows)) == (30, 20)
+    first, *lines = str(refusal.value).split("\n")
+    assert first == (
+        "30 values cannot be converted (the first 20 are shown). Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', "
+        "and run the command again."
     )
     assert len(lines) == 20
     assert (
         lines[0]
         == "  table 'sessions', id 's00', column 'created_at': '?' is in no known timestamp format"
-    )
-    assert (
-        last
-        == "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
     )
 
 
@@ -405,13 +401,13 @@ def test_what_only_sqlite_can_hold_is_refused_with_table_and_row(
             manage(connection, "migrate", "agentdb")
 
         assert str(refusal.value) == (
-            "5 values cannot be converted; nothing was changed.\n"
+            "5 values cannot be converted. Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the "
+            "command again.\n"
             "  table 'agents', id 'good', column 'version': 'two' is not an integer\n"
             "  table 'sessions', rowid 2, column 'id': NULL is not allowed\n"
             "  table 'sessions', id 'blob', column 'agent_name': b'\\x00\\xff' is not text\n"
             "  table 'sandboxes', id 'good', column 'workspace_dir': b'/\\xff' is not valid UTF-8\n"
-            "  table 'api_keys', id 'good', column 'created_at': b'1' is not text\n"
-            "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+            "  table 'api_keys', id 'good', column 'created_at': b'1' is not text"
         )
         assert rows(connection, "SELECT count(*) FROM sessions") == [(3,)]
 
@@ -445,9 +441,9 @@ def test_an_instant_that_the_old_server_cannot_read_stops_the_way_back(
 
         shown = "294276-12-31 23:59:59.999999+00" if engine == "cockroachdb" else value
         assert str(refusal.value) == (
-            "1 value cannot be converted; nothing was changed.\n"
-            f"  table 'sandboxes', id '1', column 'last_used_at': '{shown}' is in no known timestamp format\n"
-            "Fix them, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the command again."
+            "1 value cannot be converted. Fix it, timestamps as 'YYYY-MM-DD HH:MM:SS+00:00', and run the "
+            "command again.\n"
+            f"  table 'sandboxes', id '1', column 'last_used_at': '{shown}' is in no known timestamp format"
         )
         assert rows(
             connection, f"SELECT count(*) FROM sandboxes WHERE last_used_at = '{value}'"
