@@ -8,11 +8,11 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from types import EllipsisType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar
 
 from agentdb.errors import (
     AgentDbError,
@@ -35,57 +35,50 @@ from agentdb.interface import (
     Db,
     Health,
     SandboxRecord,
-    SandboxState,
     SandboxStateInput,
     SandboxStatesInput,
     SessionRecord,
-    SessionStatus,
     SessionStatusesInput,
     SessionStatusInput,
 )
 from agentdb.keys import KeyHashes, KeyIssuer
 
-P = ParamSpec("P")
 R = TypeVar("R")
 Record = TypeVar(
     "Record", bound=AgentRecord | SessionRecord | SandboxRecord | ApiKeyRecord
 )
 
-_RUNNING = (SessionStatus.ACTIVE, SessionStatus.STARTING)
-_FINISHED = (SessionStatus.ENDED, SessionStatus.STOPPED, SessionStatus.ERROR)
-_EVICTED_FIRST = [SandboxState.COLD, SandboxState.WARM, SandboxState.WAITING]
+_RUNNING = ("active", "starting")
+_FINISHED = ("ended", "stopped", "error")
+_EVICTED_FIRST = ("cold", "warm", "waiting")
 
 
+@dataclass
 class _Rows(Generic[Record]):
     """Rows of one table: all, or those that have the wanted values."""
 
-    def __init__(
-        self,
-        last: str,
-        rows: dict[str, Record],
-        wanted: dict[str, Any],
-    ) -> None:
-        # The column with the time of the last activity or use.
-        self._last = last
-        # The whole table, by id: what is narrowed shares the dictionary.
-        self.rows = rows
-        self._wanted = wanted
+    record: type[Record]
+    # The column with the time of the last activity or use.
+    last: str
+    # The whole table, by id: what is narrowed shares the dictionary.
+    rows: dict[str, Record] = field(default_factory=dict)
+    wanted: dict[str, Any] = field(default_factory=dict)
 
     def where(self, **wanted: Any) -> _Rows[Record]:
         """Return those of the rows that have these values.
 
         A column is compared with a string, with a collection of which any will do, or not at all if it is None.
         """
-        narrowed = self._wanted.copy()
+        narrowed = self.wanted.copy()
         for column, value in wanted.items():
             if value is not None:
                 any_of = [value] if isinstance(value, str) else value
                 narrowed[column] = dict.fromkeys(any_of)
-        return _Rows(self._last, self.rows, narrowed)
+        return replace(self, wanted=narrowed)
 
     def all(self) -> list[Record]:
         """Return the rows: in the order of the ids that are wanted, or else as they were inserted."""
-        ids = self._wanted.get("id", self.rows)
+        ids = self.wanted.get("id", self.rows)
         rows = [self.rows[id] for id in ids if id in self.rows]
         return [row for row in rows if self._fits(row)]
 
@@ -97,20 +90,18 @@ class _Rows(Generic[Record]):
     def untouched(self, since: datetime | None = None) -> list[Record]:
         """Return the rows that were not touched since then, the longest untouched first."""
         rows = self.all()
-        rows.sort(key=lambda row: (getattr(row, self._last), row.id))
-        return [
-            row for row in rows if since is None or getattr(row, self._last) < since
-        ]
+        rows.sort(key=lambda row: (getattr(row, self.last), row.id))
+        return [row for row in rows if since is None or getattr(row, self.last) < since]
 
     def page(
         self,
         limit: int | None = None,
         before: object = None,
-        record: Any = None,
     ) -> list[Record]:
         """Return the newest rows, at most so many, of those that come after the record or cursor."""
         rows = sorted(self.all(), key=_place, reverse=True)
         if before is not None:
+            record: Any = self.record
             position = page_position(before, record)
             rows = [row for row in rows if _place(row) < position]
         return rows[:limit]
@@ -126,7 +117,7 @@ class _Rows(Generic[Record]):
         for row in rows:
             if now is not None:
                 # The clock may go back, but this time only moves forward.
-                values[self._last] = max(now, getattr(row, self._last))
+                values[self.last] = max(now, getattr(row, self.last))
             self.put(replace(row, **values))
         return [row.id for row in rows]
 
@@ -139,7 +130,7 @@ class _Rows(Generic[Record]):
 
     def _fits(self, row: Record) -> bool:
         return all(
-            getattr(row, column) in any_of for column, any_of in self._wanted.items()
+            getattr(row, column) in any_of for column, any_of in self.wanted.items()
         )
 
 
@@ -170,15 +161,13 @@ class _Transaction:
             )
 
 
-def _call(
-    method: Callable[Concatenate[Any, P], R],
-) -> Callable[Concatenate[Any, P], R]:
+def _call(method: Callable[..., Any]) -> Callable[..., Any]:
     """Make a method check its arguments as every ``Db`` does, and then run in its thread's turn."""
     signature = inspect.signature(method)
     checks = argument_checks(method)
 
     @wraps(method)
-    def call(self: MemoryDb, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: MemoryDb, /, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = bound.arguments
@@ -218,10 +207,10 @@ class MemoryDb(KeyIssuer):
     ) -> None:
         self._hashes = KeyHashes(key_secret)
         self._clock = clock or (lambda: datetime.now(UTC))
-        self._agents: _Rows[AgentRecord] = _Rows("updated_at", {}, {})
-        self._sessions: _Rows[SessionRecord] = _Rows("last_active_at", {}, {})
-        self._sandboxes: _Rows[SandboxRecord] = _Rows("last_used_at", {}, {})
-        self._keys: _Rows[ApiKeyRecord] = _Rows("created_at", {}, {})
+        self._agents = _Rows(AgentRecord, "updated_at")
+        self._sessions = _Rows(SessionRecord, "last_active_at")
+        self._sandboxes = _Rows(SandboxRecord, "last_used_at")
+        self._keys = _Rows(ApiKeyRecord, "created_at")
         self._lock = threading.RLock()
         self._tenant_id: str | None = None
         self._whole = self
@@ -237,12 +226,13 @@ class MemoryDb(KeyIssuer):
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> AgentRecord:
         now = self._now()
-        id = str(uuid.uuid4())
-        new = AgentRecord(id, tenant_id, name, 0, path, now, now)
-        old = self._agents.where(name=name, tenant_id=tenant_id).first() or new
+        agent = self.get_agent(name, tenant_id)
+        if agent is None:
+            id = str(uuid.uuid4())
+            agent = AgentRecord(id, tenant_id, name, 0, path, now, now)
         updated = replace(
-            old,
-            version=old.version + 1,
+            agent,
+            version=agent.version + 1,
             path=path,
             updated_at=now,
         )
@@ -331,7 +321,7 @@ class MemoryDb(KeyIssuer):
             status=status,
             runner_id=runner_id,
         )
-        return sessions.page(limit, before, SessionRecord)
+        return sessions.page(limit, before)
 
     def count_sessions(
         self,
@@ -364,7 +354,7 @@ class MemoryDb(KeyIssuer):
         now = self._now()
         is_silent = silent_for is not None and session.last_active_at < now - silent_for
         is_free = session.runner_id in (None, runner_id)
-        if not (is_free or is_silent or session.status == SessionStatus.PAUSED):
+        if not (is_free or is_silent or session.status == "paused"):
             return None
         wanted.change(now, runner_id=runner_id)
         return wanted.first()
@@ -483,7 +473,7 @@ class MemoryDb(KeyIssuer):
             agent_name=agent,
             session_id=session_id,
         )
-        return sandboxes.page(limit, before, SandboxRecord)
+        return sandboxes.page(limit, before)
 
     def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
         sessions = self._sessions.where(runner_id=runner_id)
@@ -527,7 +517,7 @@ class MemoryDb(KeyIssuer):
         if sandbox is None:
             return None
         claimed = self._sandboxes.where(id=sandbox.id)
-        if sandbox.state == SandboxState.COLD:
+        if sandbox.state == "cold":
             claimed.delete()
         else:
             claimed.change(state="cold")
@@ -551,7 +541,7 @@ class MemoryDb(KeyIssuer):
 
     def _mark_cold(self, sandboxes: list[SandboxRecord]) -> int:
         """Mark those that are not cold, and return how many that were."""
-        ids = [each.id for each in sandboxes if each.state != SandboxState.COLD]
+        ids = [each.id for each in sandboxes if each.state != "cold"]
         marked = self._sandboxes.where(id=ids).change(state="cold")
         return len(marked)
 
@@ -599,10 +589,8 @@ class MemoryDb(KeyIssuer):
     # -- tenants, transactions and life cycle
 
     def for_tenant(self, tenant_id: str) -> MemoryDb:
-        tenant_id = identifier("Tenant id", tenant_id)
+        tenant_id = self._named(tenant_id)
         self._check_open()
-        if self._tenant_id is not None:
-            check_tenant(self._tenant_id, tenant_id)
         view = copy(self)
         view._tenant_id = tenant_id
         for name, rows in vars(self).items():
@@ -684,11 +672,15 @@ class MemoryDb(KeyIssuer):
         return self._clock().astimezone(UTC)
 
     def _tenant(self, tenant_id: str) -> str:
-        """Return the tenant that a call is of: the one it names, or that of the view, which refuses any other."""
-        if self._tenant_id is None:
-            return identifier("Tenant id", tenant_id)
+        """Return the tenant that a call is of: the one it names, or that of the view."""
         # The very object that is the argument's default: the call names no tenant.
-        if tenant_id is not DEFAULT_TENANT_ID:
-            named = identifier("Tenant id", tenant_id)
-            check_tenant(self._tenant_id, named)
-        return self._tenant_id
+        if tenant_id is DEFAULT_TENANT_ID:
+            return self._tenant_id or tenant_id
+        return self._named(tenant_id)
+
+    def _named(self, tenant_id: str) -> str:
+        """Return the tenant; a view refuses any but its own."""
+        tenant_id = identifier("Tenant id", tenant_id)
+        if self._tenant_id is not None:
+            check_tenant(self._tenant_id, tenant_id)
+        return tenant_id
