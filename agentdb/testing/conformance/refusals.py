@@ -79,10 +79,7 @@ def _arguments(method: str) -> Iterator[tuple[str, str, bool]]:
 
 def valid_arguments(method: str) -> dict[str, Any]:
     """Return a valid value for each argument of the method."""
-    valid = {}
-    for name, kind, _may_be_none in _arguments(method):
-        valid[name] = VALID[kind]
-    return valid
+    return {name: VALID[kind] for name, kind, _may_be_none in _arguments(method)}
 
 
 def refused_arguments(method: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -136,24 +133,19 @@ _STATUSES = "starting, active, paused, ended, error, stopped"
 _STATES = "cold, warming, warm, waiting, running"
 # A dict and bytes are collections too, of keys and of numbers; a generator would be used up before a retry.
 _NOT_SEVERAL: list[tuple[object, str]] = [
-    (5, "{name} must be a collection of strings, not int."),
-    (b"x", "{name} must be a collection of strings, not bytes."),
-    ({"x": 1}, "{name} must be a collection of strings, not dict."),
-    ((each for each in "x"), "{name} must be a collection of strings, not generator."),
-    ([], "{name} must not be empty."),
-    (set(), "{name} must not be empty."),
+    (5, "{what} must be a collection of strings, not int."),
+    (b"x", "{what} must be a collection of strings, not bytes."),
+    ({"x": 1}, "{what} must be a collection of strings, not dict."),
+    ((each for each in "x"), "{what} must be a collection of strings, not generator."),
+    ([], "{what} must not be empty."),
+    (set(), "{what} must not be empty."),
 ]
-
-
-def _not_several(name: str) -> list[tuple[object, str]]:
-    """Return what is not a collection of strings, and the messages for an argument of that name."""
-    return [(value, message.format(name=name)) for value, message in _NOT_SEVERAL]
 
 
 def _several(unknown: str, of: str) -> list[tuple[object, str]]:
     """Return what is refused for a status or state, or several of them."""
     return [
-        *_not_several("{what}"),
+        *_NOT_SEVERAL,
         ("frozen", unknown),
         (["frozen"], unknown),
         ([None], f"{of} must be a string, not NoneType."),
@@ -225,7 +217,7 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
         f"Sandbox state 'frozen' is not one of {_STATES}.", "Sandbox state"
     ),
     "ids": [
-        *_not_several("ids"),
+        *((value, message.format(what="ids")) for value, message in _NOT_SEVERAL),
         ("x", "ids must be a collection of strings, not str."),
         (
             [f"s{number}" for number in range(10_001)],
@@ -299,20 +291,19 @@ class RefusalContract(Subject):
     @pytest.mark.parametrize("method", METHODS)
     def test_of_two_bad_arguments_the_first_is_named(self, db: Db, method: str) -> None:
         """So every implementation refuses the same call in the same words."""
-        bad: dict[str, Any] = {}
-        messages: dict[str, str] = {}
-        for name, kind, _may_be_none in _arguments(method):
-            values = [each for each in REFUSED[kind] if each[0] is not None]
-            bad[name], message = values[0]
-            messages[name] = message.format(what=called(method, name))
+        call = getattr(db, method)
+        valid = valid_arguments(method)
+        bad = {name: REFUSED[kind][-1] for name, kind, _ in _arguments(method)}
 
         for first, second in combinations(bad, 2):
-            arguments = valid_arguments(method)
-            arguments |= {first: bad[first], second: bad[second]}
+            value, message = bad[first]
+            other_value, _ = bad[second]
+            arguments = valid | {first: value, second: other_value}
             with pytest.raises(InvalidInputError) as raised:
-                getattr(db, method)(**arguments)
+                call(**arguments)
 
-            assert str(raised.value) == messages[first], arguments
+            what = called(method, first)
+            assert str(raised.value) == message.format(what=what), arguments
 
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_of_a_closed_db_says_so(self, db: Db, method: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable
 from datetime import UTC, timedelta, timezone
+from operator import methodcaller
 from typing import Any
 
 import pytest
@@ -16,14 +16,12 @@ from agentdb import (
     Db,
     DuplicateKeyError,
     SandboxRecord,
-    SandboxState,
     SessionRecord,
-    SessionStatus,
 )
 from agentdb.testing.conformance.subject import (
     IDS,
+    Kind,
     Rewrite,
-    Rows,
     Subject,
     drained,
     ids,
@@ -31,41 +29,14 @@ from agentdb.testing.conformance.subject import (
     make_agent,
     make_api_key,
     make_session,
-    run,
-    sandbox_of,
 )
 
-RUNNERS = ("r1", "r2", None)
-
-
-def _create_in_every_status(rows: Rows) -> None:
-    """Make a session in each status for each runner, and for nobody, whose id says which."""
-    # A newer server's status too: during a rolling upgrade both use one database.
-    for status in [*map(str, SessionStatus), "Hibernating"]:
-        for runner in RUNNERS:
-            rows.session(
-                f"{status} {runner}",
-                tenant_id=f"tenant of {runner}",
-                status=status,
-                runner_id=runner,
-                last_active_at=instant(),
-            )
-
-
-def _all_by_id(db: Db) -> dict[str, SessionRecord]:
-    sessions = {}
-    for runner in RUNNERS:
-        for session in db.list_sessions(f"tenant of {runner}"):
-            sessions[session.id] = session
-    return sessions
-
-
 # A state, and a call that chooses among the sandboxes in it.
-TAKES: list[tuple[str, list[str]]] = [
-    ("cold", ["get_best_eviction_candidate"]),
-    ("warm", ["get_best_eviction_candidate"]),
-    ("waiting", ["get_best_eviction_candidate"]),
-    ("warm", ["claim_warm_sandbox", "support-bot", "s1"]),
+TAKES = [
+    ("cold", methodcaller("get_best_eviction_candidate")),
+    ("warm", methodcaller("get_best_eviction_candidate")),
+    ("waiting", methodcaller("get_best_eviction_candidate")),
+    ("warm", methodcaller("claim_warm_sandbox", "support-bot", "s1")),
 ]
 
 
@@ -129,19 +100,13 @@ class RowContract(Subject):
         assert db.get_agent("support-bot", tenant_id="other") == other
         assert db.get_agent("support-bot") is None
 
-    def test_list_agents_is_by_name_in_code_point_order(self, db: Db) -> None:
-        for name in IDS[::-1]:
-            make_agent(db, name)
-
-        names = [agent.name for agent in db.list_agents()]
-        assert names == IDS
-
-    def test_list_agents_returns_the_tenants_own_whole_records(self, db: Db) -> None:
-        a = make_agent(db, "a", tenant_id="acme")
-        b = make_agent(db, "b", tenant_id="acme")
+    def test_list_agents_is_the_tenants_own_by_name_in_code_point_order(
+        self, db: Db
+    ) -> None:
+        agents = [make_agent(db, name, tenant_id="acme") for name in IDS[::-1]]
         make_agent(db, "c", tenant_id="other")
 
-        assert db.list_agents("acme") == [a, b]
+        assert db.list_agents("acme") == agents[::-1]
         assert db.list_agents() == []
 
     def test_delete_agent_deletes_the_agent_and_its_sessions_of_that_tenant_only(
@@ -276,129 +241,7 @@ class RowContract(Subject):
 
     # -- bulk pauses
 
-    def test_bulk_pause_by_runner_pauses_that_runners_active_and_starting_sessions(
-        self, db: Db, rows: Rows
-    ) -> None:
-        """Those that change are counted, and their pause is a sign of life; all others stay as they are."""
-        _create_in_every_status(rows)
-        before = _all_by_id(db)
-
-        count = db.bulk_pause_sessions_by_runner("r1")
-
-        assert count == 2
-        after = _all_by_id(db)
-        for id in ("active r1", "starting r1"):
-            running = before.pop(id)
-            paused = after.pop(id)
-            assert paused.status == "paused"
-            assert paused.last_active_at > running.last_active_at
-        assert after == before
-        assert db.bulk_pause_sessions_by_runner("r1") == 0
-        assert db.bulk_pause_sessions_by_runner("r3") == 0
-
-    def test_bulk_pause_pauses_active_and_starting_sessions_of_all_runners(
-        self, db: Db, rows: Rows
-    ) -> None:
-        """Those that change are counted, and have one new time; sessions of nobody are among them."""
-        _create_in_every_status(rows)
-
-        count = db.bulk_pause_active_sessions()
-
-        assert count == 6
-        sessions = _all_by_id(db).values()
-        statuses = Counter(session.status for session in sessions)
-        assert statuses == {
-            "paused": 9,
-            "ended": 3,
-            "error": 3,
-            "stopped": 3,
-            "Hibernating": 3,
-        }
-        times = Counter(session.last_active_at for session in sessions)
-        # All that were paused have the same new time.
-        assert sorted(times.values()) == [6, 15]
-        assert db.bulk_pause_active_sessions() == 0
-
     # -- retention
-
-    def test_prune_deletes_the_finished_sessions_that_are_old_enough(
-        self, db: Db, rows: Rows
-    ) -> None:
-        """Sessions that ended, stopped or failed before the instant are deleted, and counted."""
-        for status in ("ended", "stopped", "error"):
-            rows.session(
-                status,
-                status=status,
-                last_active_at=instant(-1),
-            )
-        # However old: what may still run, or what only a newer server could judge, is not for deletion.
-        kept = ["active", "starting", "paused", "a newer one"]
-        for status in kept:
-            rows.session(
-                status,
-                status=status,
-                last_active_at=instant(-100),
-            )
-        rows.session(
-            "at that moment",
-            status="ended",
-            last_active_at=instant(),
-        )
-
-        pruned = db.prune_sessions(instant(), 10)
-
-        assert pruned == 3
-        left = ids(db.list_sessions())
-        assert {*left} == {*kept, "at that moment"}
-        assert db.prune_sessions(instant(), 10) == 0
-
-    def test_prune_deletes_the_longest_inactive_first_and_equals_by_id(
-        self, db: Db, rows: Rows
-    ) -> None:
-        """The limit cuts one order for all engines, so that each deletes the same sessions."""
-        for id in ("b", "B", "a", "é"):
-            rows.session(
-                id,
-                status="ended",
-                last_active_at=instant(-1),
-            )
-        rows.session(
-            "z longest",
-            status="stopped",
-            last_active_at=instant(-2),
-        )
-
-        pruned = db.prune_sessions(instant(), 3)
-
-        assert pruned == 3
-        left = ids(db.list_sessions())
-        assert {*left} == {"b", "é"}
-
-    def test_prune_takes_their_cold_sandboxes_along_and_no_others(
-        self, db: Db, rows: Rows
-    ) -> None:
-        """The cold sandboxes of the sessions that are deleted are deleted with them.
-
-        A sandbox that is not cold may be in use, whatever its session's status says.
-        """
-        # Every kind of quote, for an implementation that writes the ids of the first statement into the second one.
-        id = "s'\"\\ é😀\n\x1f"
-        rows.session(
-            id,
-            status="ended",
-            last_active_at=instant(-1),
-        )
-        make_session(db, "s2")
-        rows.sandbox("gone", session_id=id, state="cold")
-        rows.sandbox("warm", session_id=id, state="warm")
-        rows.sandbox("another's", session_id="s2", state="cold")
-        rows.sandbox("nobody's", session_id=None, state="cold")
-
-        pruned = db.prune_sessions(instant(), 10)
-
-        assert pruned == 1
-        left = ids(db.list_sandboxes())
-        assert {*left} == {"another's", "nobody's", "warm"}
 
     # -- sandboxes
 
@@ -427,13 +270,13 @@ class RowContract(Subject):
     # -- what is unused
 
     def test_older_than_is_an_instant_in_whatever_zone(
-        self, db: Db, rows: Rows
+        self, db: Db, sandboxes: Kind
     ) -> None:
         """An instant means the same in every zone.
 
         Compared as texts, or with the zone dropped, a zone west of UTC asks about another half of the day.
         """
-        sandbox = rows.sandbox(
+        sandbox = sandboxes.make(
             state="waiting",
             last_used_at=instant(-1),
         )
@@ -445,84 +288,32 @@ class RowContract(Subject):
         assert db.get_idle_sandboxes(instant(-0.5)) == [sandbox]
         assert db.get_idle_sandboxes(same) == []
 
-    def test_mark_all_sandboxes_cold_counts_those_that_were_not_and_touches_none(
-        self, db: Db, rows: Rows
-    ) -> None:
-        """Every sandbox of every tenant becomes cold, whatever its state, and keeps the time of its last use."""
-        # "COLD" and "cold " are not cold: only a comparison that folds case or pads with blanks says so. And states on
-        # both sides of it in the alphabet, for a <> that was built of < and >.
-        before = []
-        for state in [*SandboxState, "another", "zzz", "COLD", "cold "]:
-            sandbox = rows.sandbox(
-                f"was {state}",
-                tenant_id=f"tenant of {state}",
-                state=str(state),
-                last_used_at=instant(),
-            )
-            before.append(sandbox)
-
-        marked = db.mark_all_sandboxes_cold()
-
-        assert marked == 8
-        for sandbox in before:
-            after = sandbox_of(db, sandbox.id)
-            assert after == replace(sandbox, state="cold")
-        assert db.mark_all_sandboxes_cold() == 0
-
     # -- eviction
-
-    def test_eviction_takes_cold_before_warm_before_waiting_and_nothing_else(
-        self, db: Db, rows: Rows
-    ) -> None:
-        """The state decides first, and the age only within one.
-
-        A running or warming sandbox does work, and nobody knows what a newer server's state means: these stay.
-        """
-        for state in ("running", "warming", "Newer state"):
-            rows.sandbox(
-                f"is {state}",
-                state=state,
-                last_used_at=instant(-100),
-            )
-        assert db.get_best_eviction_candidate() is None
-
-        # Each next candidate is younger and still wins.
-        for age, state in enumerate(["waiting", "warm", "cold"]):
-            best = rows.sandbox(
-                state,
-                tenant_id=f"tenant of {state}",
-                state=state,
-                last_used_at=instant(age),
-            )
-
-            found = db.get_best_eviction_candidate()
-
-            assert found == best
 
     @pytest.mark.parametrize(("state", "call"), TAKES)
     def test_the_least_recently_used_is_taken_first_then_the_lowest_id(
         self,
         db: Db,
-        rows: Rows,
+        sandboxes: Kind,
         state: str,
-        call: list[str],
+        call: Callable[[Db], Any],
     ) -> None:
         """A microsecond decides before the id does."""
         just_after = instant(0.000001)
         for id in IDS[::-1]:
-            rows.sandbox(
+            sandboxes.make(
                 id,
                 state=state,
                 last_used_at=instant(),
             )
-        rows.sandbox(
+        sandboxes.make(
             "0 is later",
             state=state,
             last_used_at=just_after,
         )
 
         def take() -> Any:
-            sandbox = run(db, call)
+            sandbox = call(db)
             if sandbox is not None:
                 db.delete_sandbox(sandbox.id)
             return sandbox
@@ -530,86 +321,3 @@ class RowContract(Subject):
         taken = drained(take)
 
         assert ids(taken) == [*IDS, "0 is later"]
-
-    def test_a_claimed_sandbox_becomes_cold_and_a_cold_one_is_deleted(
-        self, db: Db, rows: Rows
-    ) -> None:
-        """Each claim returns the record as it was before.
-
-        An evicter saves a sandbox's workspace at the first claim and removes it at the second. From the record as it is
-        afterwards it could not tell which of the two it is to do.
-        """
-        warm = rows.sandbox(
-            state="warm",
-            last_used_at=instant(),
-        )
-        cold = replace(warm, state="cold")
-
-        first = db.claim_eviction_candidate()
-
-        assert first == warm
-        assert db.get_sandbox("sb1") == cold
-
-        second = db.claim_eviction_candidate()
-
-        assert second == cold
-        assert db.get_sandbox("sb1") is None
-
-    def test_each_claim_takes_the_best_candidate(self, db: Db, rows: Rows) -> None:
-        """Claims go on until only sandboxes that do work are left; each warm or waiting one is claimed twice."""
-        for age, state in enumerate(["waiting", "warm", "cold", "running", "warming"]):
-            rows.sandbox(
-                state,
-                state=state,
-                last_used_at=instant(age),
-            )
-
-        claimed = drained(db.claim_eviction_candidate)
-
-        states_before = [(sandbox.id, sandbox.state) for sandbox in claimed]
-        assert states_before == [
-            ("cold", "cold"),
-            ("warm", "warm"),
-            ("warm", "cold"),
-            ("waiting", "waiting"),
-            ("waiting", "cold"),
-        ]
-
-    @pytest.mark.parametrize("state", ["cold", "warm", "waiting"])
-    def test_eviction_takes_only_what_was_last_used_before(
-        self, db: Db, rows: Rows, state: str
-    ) -> None:
-        """``unused_since`` is exclusive: a sandbox that was used at that instant is not a candidate."""
-        sandbox = rows.sandbox(
-            state=state,
-            last_used_at=instant(),
-        )
-        now = instant()
-        later = instant(0.000001)
-
-        assert db.get_best_eviction_candidate(unused_since=now) is None
-        assert db.claim_eviction_candidate(unused_since=now) is None
-
-        assert db.get_best_eviction_candidate(unused_since=later) == sandbox
-        assert db.claim_eviction_candidate(unused_since=later) == sandbox
-
-    def test_eviction_goes_on_to_the_next_state_if_the_first_was_used_since(
-        self, db: Db, rows: Rows
-    ) -> None:
-        # The condition belongs into the search. Tested on the one candidate it found, it ends the search too early.
-        rows.sandbox(
-            "sb1",
-            state="cold",
-            last_used_at=instant(1),
-        )
-        waiting = rows.sandbox(
-            "sb2",
-            state="waiting",
-            last_used_at=instant(-1),
-        )
-
-        found = db.get_best_eviction_candidate(unused_since=instant())
-        claimed = db.claim_eviction_candidate(unused_since=instant())
-
-        assert found == waiting
-        assert claimed == waiting

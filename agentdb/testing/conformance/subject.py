@@ -15,7 +15,9 @@ from agentdb.interface import (
     ApiKeyRecord,
     Db,
     SandboxRecord,
+    SandboxState,
     SessionRecord,
+    SessionStatus,
 )
 
 # In code-point order. A locale puts "a" before "B" and "é" before "z", a case-insensitive comparison takes "a" for "A",
@@ -23,14 +25,7 @@ from agentdb.interface import (
 IDS = ["10", "9", "B", "Z", "_", "a", "a b", "ab", "é", "\uffee", "😀"]
 
 # Long past: whatever a call writes with the clock of the database under test is later, without sleeping.
-START = datetime(
-    2026,
-    3,
-    1,
-    12,
-    0,
-    tzinfo=UTC,
-)
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 class Rewrite(Protocol):
@@ -39,63 +34,46 @@ class Rewrite(Protocol):
         ...
 
 
+# Of each kind: its table, the columns of the last sign of life or use, and of the status or state, and its values.
+_KINDS = {
+    "session": ("sessions", "last_active_at", "status", SessionStatus),
+    "sandbox": ("sandboxes", "last_used_at", "state", SandboxState),
+}
+
+
 class Kind:
     """Sessions or sandboxes, by the calls that are named alike."""
 
-    noun: str
-    time: str  # the column of the last sign of life, or use
-    state: str  # the column of the status or state
-    make: Callable[..., Any]
-    get: Callable[[str], Any]
-    delete: Callable[[str], bool]
-    page: Callable[..., Any]
-    touch: Callable[[Any], list[str]]
+    table: str
+    time: str
+    state: str
+    states: Any
+    insert: Any
+    get: Any
+    delete: Any
+    page: Any
+    touch: Any
 
-    def __init__(self, db: Db, rows: Rows, noun: str) -> None:
+    def __init__(self, db: Db, request: pytest.FixtureRequest, noun: str) -> None:
+        self._request = request
         self.noun = noun
-        plural, self.time, self.state = KINDS[noun]
-        self.make = getattr(rows, noun)
+        self.table, self.time, self.state, self.states = _KINDS[noun]
+        self.insert = getattr(db, f"insert_{noun}")
         self.get = getattr(db, f"get_{noun}")
         self.delete = getattr(db, f"delete_{noun}")
-        self.page = getattr(db, f"list_{plural}")
-        self.touch = getattr(db, f"touch_{plural}")
+        self.page = getattr(db, f"list_{self.table}")
+        self.touch = getattr(db, f"touch_{self.table}")
 
-    def times(self) -> dict[str, datetime]:
-        """Return by their ids when the rows were last active, or used."""
-        return {row.id: getattr(row, self.time) for row in self.page()}
-
-
-class Rows:
-    """Inserts rows with a content and an age that no ``Db`` gives them."""
-
-    def __init__(self, db: Db, request: pytest.FixtureRequest) -> None:
-        self._db = db
-        self._request = request
-
-    def session(self, id: str = "s1", **columns: object) -> SessionRecord:
-        """Insert a session, set these columns of it, and return it as a get does."""
-        make_session(self._db, id)
-        self._set("sessions", id, columns)
-        return session_of(self._db, id)
-
-    def sandbox(self, id: str = "sb1", **columns: object) -> SandboxRecord:
-        """Insert a sandbox, set these columns of it, and return it as a get does."""
-        make_sandbox(self._db, id)
-        self._set("sandboxes", id, columns)
-        return sandbox_of(self._db, id)
-
-    def _set(self, table: str, id: str, columns: dict[str, object]) -> None:
-        if not columns:
-            return
-        # Only now, because this skips the test if there is no way around the Db.
-        rewrite = self._request.getfixturevalue("rewrite")
-        rewrite(table, id, **columns)
-
-
-KINDS = {
-    "session": ("sessions", "last_active_at", "status"),
-    "sandbox": ("sandboxes", "last_used_at", "state"),
-}
+    def make(self, id: str = "x", **columns: object) -> Any:
+        """Insert a row, set these columns of it, as no ``Db`` does, and return what is stored."""
+        self.insert(id, "support-bot", "y")
+        if columns:
+            # Only now, because this skips the test if there is no way around the Db.
+            rewrite = self._request.getfixturevalue("rewrite")
+            rewrite(self.table, id, **columns)
+        row = self.get(id)
+        assert row is not None, f"{self.noun} {id!r} does not exist"
+        return row
 
 
 class Subject:
@@ -128,14 +106,17 @@ class Subject:
         )
 
     @pytest.fixture
-    def rows(self, db: Db, request: pytest.FixtureRequest) -> Rows:
-        """Rows of a given age; a test that sets one is skipped without ``rewrite``."""
-        return Rows(db, request)
+    def sessions(self, db: Db, request: pytest.FixtureRequest) -> Kind:
+        return Kind(db, request, "session")
 
-    @pytest.fixture(params=KINDS)
-    def kind(self, db: Db, rows: Rows, request: pytest.FixtureRequest) -> Kind:
+    @pytest.fixture
+    def sandboxes(self, db: Db, request: pytest.FixtureRequest) -> Kind:
+        return Kind(db, request, "sandbox")
+
+    @pytest.fixture(params=_KINDS)
+    def kind(self, db: Db, request: pytest.FixtureRequest) -> Kind:
         """Sessions, then sandboxes, for what is promised of both."""
-        return Kind(db, rows, request.param)
+        return Kind(db, request, request.param)
 
 
 def awaited(db: Any, runner: asyncio.Runner) -> Any:
@@ -159,17 +140,6 @@ class _Awaited:
             return _Awaited(result, self._runner)
 
         return call
-
-
-def method_of(call: tuple[Any, ...]) -> str:
-    """Return the name of the method that the call is of, for the name of a test."""
-    return str(call[0])
-
-
-def run(db: Db, call: Iterable[Any]) -> Any:
-    """Make the call, which is a method's name and its arguments, and return the answer."""
-    method, *arguments = call
-    return getattr(db, method)(*arguments)
 
 
 def instant(seconds: float = 0) -> datetime:
@@ -197,13 +167,6 @@ def session_of(db: Db, id: str = "s1") -> SessionRecord:
     session = db.get_session(id)
     assert session is not None, f"session {id!r} does not exist"
     return session
-
-
-def sandbox_of(db: Db, id: str = "sb1") -> SandboxRecord:
-    """Return the stored sandbox, and fail if there is none."""
-    sandbox = db.get_sandbox(id)
-    assert sandbox is not None, f"sandbox {id!r} does not exist"
-    return sandbox
 
 
 def make_agent(
