@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from copy import copy
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -134,35 +135,26 @@ class DatabaseCommand(AgentDbCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         if self.json_help:
             parser.add_argument("--json", action="store_true", help=self.json_help)
-        self._add_database(parser, default_alias())
-
-    def add_action(self, actions: Any, name: str, help: str) -> argparse.ArgumentParser:
-        """Add an action that also takes the options of its command, because people write them at the end."""
-        parser: argparse.ArgumentParser = actions.add_parser(name, help=help)
-        # Without this an action's default would overwrite what stands before the action.
-        absent = argparse.SUPPRESS
-        self._add_database(parser, absent)
-        parser.add_argument(
-            "-v",
-            "--verbosity",
-            type=int,
-            choices=range(4),
-            default=absent,
-            help=absent,
-        )
-        for flag in ("--traceback", "--no-color", "--force-color"):
-            parser.add_argument(flag, action="store_true", default=absent, help=absent)
-        return parser
-
-    @staticmethod
-    def _add_database(parser: argparse.ArgumentParser, default: str) -> None:
         parser.add_argument(
             "--database",
-            default=default,
+            default=default_alias(),
             # A misspelt alias would be a traceback otherwise.
             choices=tuple(connections),
             help=f"The alias of the database (default: {default_alias()}).",
         )
+
+    def add_action(
+        self, parser: CommandParser, actions: Any, name: str, help: str
+    ) -> argparse.ArgumentParser:
+        """Add an action that also takes the options of its command, because people write them at the end."""
+        action: argparse.ArgumentParser = actions.add_parser(name, help=help)
+        for option in parser._actions:
+            if option.option_strings and option.dest != "help":
+                # Without this an action's default would overwrite what stands before the action.
+                option = copy(option)
+                option.default = option.help = argparse.SUPPRESS
+                action._add_action(option)
+        return action
 
 
 def default_alias() -> str:

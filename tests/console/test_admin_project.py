@@ -538,7 +538,7 @@ def test_runadmin_refuses_a_database_that_lacks_migrations(empty_url: str):
         Path(empty_url.removeprefix("sqlite:///")).touch()
 
     assert re.fullmatch(
-        r"The database lacks 4 migrations: 0001_initial, .*\. Run 'agentdb migrate'\.",
+        r".+ database .+ lacks the migrations 0001_initial, .*\. Run 'agentdb migrate', or pass migrate=True\.",
         refusal(empty_url),
     )
 
@@ -677,18 +677,12 @@ def test_runadmin_opens_a_file_that_is_not_to_be_changed_read_only(
     assert server.settings["user"] == getpass.getuser()
 
 
-@pytest.mark.parametrize(
-    ("asked", "seconds"), [("-1", 5), ("0", 5), ("1", 1), ("4", 4), ("6", 5)]
-)
-def test_runadmin_waits_for_a_server_as_long_as_a_person_does(asked: str, seconds: int):
-    url = f"postgresql://127.0.0.1/agents?connect_timeout={asked}"
-    with temporary_alias(url) as alias:
+@pytest.mark.parametrize("asked", ["", "?connect_timeout=0", "?connect_timeout=60"])
+def test_runadmin_waits_for_a_server_as_long_as_a_person_does(asked: str):
+    with temporary_alias(f"postgresql://127.0.0.1/agents{asked}") as alias:
         served = runadmin_command._served(connections[alias], read_only=False)
-        assert served["OPTIONS"]["connect_timeout"] == seconds
-        # A project's own settings may not name it.
-        del connections[alias].settings_dict["OPTIONS"]["connect_timeout"]
-        served = runadmin_command._served(connections[alias], read_only=False)
-        assert served["OPTIONS"]["connect_timeout"] == 5
+
+    assert served["OPTIONS"]["connect_timeout"] == 5
 
 
 @pytest.mark.parametrize(
@@ -788,8 +782,8 @@ def test_runadmin_on_tables_of_the_old_server_names_the_command_that_adopts_them
     load_legacy: Callable[[str], str],
 ):
     assert re.fullmatch(
-        r"The database has tables of the old server that are not adopted yet: .+\. Run 'agentdb baselinedb --check' "
-        r"to see what adopting them does, then 'agentdb baselinedb'\.",
+        r".+ database .+ was made by the old server and is not adopted yet \(pending: .+\)\. Run 'agentdb baselinedb "
+        r"--check' to see what adopting it does, then 'agentdb baselinedb'\.",
         refusal(load_legacy("era-b")),
     )
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import getpass
 import sys
+from functools import partial
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
@@ -26,9 +27,8 @@ class Command(DatabaseCommand):
         super().add_arguments(parser)
         actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-        issue = self.add_action(
-            actions, "issue", "Make a key; prints the plain key alone to stdout."
-        )
+        add_action = partial(self.add_action, parser, actions)
+        issue = add_action("issue", "Make a key; prints the plain key alone to stdout.")
         issue.add_argument(
             "--tenant", required=True, help="The tenant the key belongs to."
         )
@@ -36,21 +36,19 @@ class Command(DatabaseCommand):
             "--label", required=True, help="What the key is for: a person, a program."
         )
 
-        shown = self.add_action(
-            actions,
+        shown = add_action(
             "list",
             "Print keys, newest first: id, tenant, label, hash, time of creation.",
         )
         shown.add_argument("--tenant", help="Only this tenant's keys.")
 
-        self.add_action(
-            actions,
+        add_action(
             "find",
             "Print whose a plain key is, as 'list' does. The key is read from a prompt, or from standard input.",
         )
 
-        revoke = self.add_action(
-            actions, "revoke", "Delete a key; whoever uses it is locked out at once."
+        revoke = add_action(
+            "revoke", "Delete a key; whoever uses it is locked out at once."
         )
         revoke.add_argument("id", help="The id that 'list' prints.")
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from django.db import connections
@@ -11,7 +11,6 @@ from agentdb.interface import Health
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.schema.inspection import check_sqlite_file, sqlite_path
 from agentdb.serving.adapter import DjangoDb
-from agentdb.serving.connections import describe
 
 JSON_FORMAT = 1
 
@@ -45,25 +44,16 @@ class Command(DatabaseCommand):
 
 
 def _health(alias: str) -> Health:
-    """Ask the database, or say why its file cannot be opened: connecting would create an empty one."""
+    """Ask the database, and whether its file is one that agentdb opens."""
     connection = connections[alias]
     path = sqlite_path(connection)
+    health = DjangoDb(alias).health()
     try:
         if path is not None:
             check_sqlite_file(path)
+        return health
     except DatabaseUnavailableError as error:
-        return Health(
-            ok=False,
-            engine="sqlite",
-            server_version="",
-            place=describe(connection),
-            round_trip_ms=None,
-            pending_migrations=(),
-            connections=0,
-            reason=str(error),
-        )
-    try:
-        return DjangoDb(alias).health()
+        return replace(health, ok=False, reason=str(error))
     finally:
         # A probe that a program runs in its own process leaves no connection behind; in a test's transaction it would
         # roll that back.

@@ -38,8 +38,6 @@ class Command(AgentDbCommand, migrate.Command):
     """Django's migrate, for one process at a time, which refuses tables of another shape."""
 
     refused = 1  # as Django's own, which deployments know
-    # What the database lacked before, once that was asked: after Ctrl-C it says whether anything was applied.
-    lacking: tuple[BaseDatabaseWrapper, list[str]] | None = None
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
@@ -90,11 +88,11 @@ class Command(AgentDbCommand, migrate.Command):
         """
         if not self._is_about_agentdb(connection, options):
             return False
-        with translated_errors(connection):
-            pending = pending_migrations(connection)
-        self.lacking = connection, pending
-        if pending or options["migration_name"] is not None:
+        if options["migration_name"] is not None:
             return True
+        with translated_errors(connection):
+            if pending_migrations(connection):
+                return True
         return options["app_label"] is None and _has_others_pending(connection)
 
     def _prepare_and_migrate(
@@ -136,15 +134,7 @@ class Command(AgentDbCommand, migrate.Command):
             refuse_unadopted(connection, fake_initial=options["fake_initial"])
 
     def interrupted(self) -> str:
-        changed = "Nothing was changed"
-        if self.lacking is not None:
-            connection, before = self.lacking
-            try:
-                if pending_migrations(connection) != before:
-                    changed = "The migrations before this one are applied"
-            except DatabaseError:  # the connection is lost, or still at work
-                changed = "The migrations before this one may be applied"
-        return f"{changed}; 'agentdb migrate' goes on from there."
+        return "Migrations that were done stay; 'agentdb migrate' goes on from there."
 
     def _is_about_agentdb(
         self, connection: BaseDatabaseWrapper, options: dict[str, Any]

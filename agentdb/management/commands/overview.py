@@ -160,15 +160,9 @@ def _as_json(report: Report, figures: dict[str, Answer[Any]]) -> dict[str, Any]:
 
 def _finding(found: Finding) -> dict[str, Any]:
     """Return what a check found, without the sentence, which is for people."""
-    return {
-        "code": found.code,
-        "title": found.title,
-        "count": found.count,
-        "at_least": found.at_least,
-        "urgent": found.urgent,
-        "detail": found.detail,
-        "problem": str(found.problem) if found.problem else None,
-    }
+    names = ("code", "title", "count", "at_least", "urgent", "detail")
+    problem = str(found.problem) if found.problem else None
+    return {name: getattr(found, name) for name in names} | {"problem": problem}
 
 
 def _runner(runner: Runner) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +10,7 @@ from django.db import connections
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.moving import copydb
-from agentdb.schema.inspection import check_sqlite_file
+from agentdb.schema.inspection import MissingFileError, check_sqlite_file
 from agentdb.serving.connections import describe
 from agentdb.serving.opening import temporary_alias
 
@@ -31,12 +30,9 @@ class Command(DatabaseCommand):
         path = Path(file).absolute()
         # Connecting would create an empty file, and restore nothing from it.
         try:
-            os.stat(path)
-        except FileNotFoundError:
+            check_sqlite_file(path)
+        except MissingFileError:
             raise AgentDbError(f"The backup {file!r} does not exist.") from None
-        except OSError:
-            pass  # The next check says why.
-        check_sqlite_file(path)
         with temporary_alias(f"sqlite:///{quote(str(path))}") as source:
             restored = copydb.copy(source, database, self.progress, self.progress.say)
             left = copydb.left_behind(source)

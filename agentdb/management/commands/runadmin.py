@@ -16,7 +16,6 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
-from agentdb.adoption.shapes import unadopted
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.schema.inspection import (
     inspecting,
@@ -24,8 +23,8 @@ from agentdb.schema.inspection import (
     sqlite_path,
     translated_errors,
 )
-from agentdb.schema.migration_record import pending_migrations
-from agentdb.wording import counted
+from agentdb.schema.migration_record import schema_problem
+from agentdb.serving.connections import describe
 
 
 class Command(DatabaseCommand):
@@ -114,7 +113,7 @@ def _become_server(settings: dict[str, Any]) -> NoReturn:
 
 
 def _check_migrated(database: str) -> None:
-    """Raise ``CommandError`` with the next command unless the tables are those of this version."""
+    """Raise what ``connect()`` would, with the next command, unless the tables are those of this version."""
     connection = connections[database]
     with ExitStack() as stack:
         stack.callback(connection.close)
@@ -124,18 +123,9 @@ def _check_migrated(database: str) -> None:
         else:
             # In autocommit, so that a query may fail.
             stack.enter_context(translated_errors(connection))
-        pending = pending_migrations(connection)
-        shape = unadopted(connection) if pending else None
-    if shape is not None:
-        raise CommandError(
-            f"The database has tables of the old server that are not adopted yet: {shape.description}. Run "
-            "'agentdb baselinedb --check' to see what adopting them does, then 'agentdb baselinedb'."
-        )
-    if pending:
-        raise CommandError(
-            f"The database lacks {counted(len(pending), 'migration')}: "
-            f"{', '.join(pending)}. Run 'agentdb migrate'."
-        )
+        problem = schema_problem(connection, describe(connections[database]))
+    if problem is not None:
+        raise problem
 
 
 _START = (
@@ -170,11 +160,8 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
     }
     path = sqlite_path(connection)
     if path is None:
-        # A page, unlike a service's start, has a person waiting. 0 would wait forever.
-        asked = int(options.get("connect_timeout", 0))
-        if asked <= 0 or asked > _CONNECT_SECONDS:
-            asked = _CONNECT_SECONDS
-        options["connect_timeout"] = asked
+        # A page, unlike a service's start, has a person waiting.
+        options["connect_timeout"] = _CONNECT_SECONDS
         return settings
     options["init_command"] = ";".join(kept_commands(connection))
     options["timeout"] = _LOCK_SECONDS
