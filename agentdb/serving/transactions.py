@@ -13,7 +13,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError, DatabaseClosedError
 from agentdb.faults import NOT_KEPT, REFUSED, Fault, driver_error
-from agentdb.serving.connections.base import Connection, Slot, Turn
+from agentdb.serving.connections.base import Connection, Slot
+from agentdb.serving.turns import Turn
 
 _CONTINUED = (
     "The transaction failed inside the function, which went on after the error; nothing of it is stored. "

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
@@ -644,13 +643,11 @@ def test_no_attempt_outlasts_the_time_out(
 ) -> None:
     seen = []
 
-    def refuse(driver: Any, **options: object) -> None:
-        seen.append(driver._limit)
+    def refuse(engine: object, limit: float, **options: object) -> None:
+        seen.append(limit)
         raise psycopg.OperationalError("permission denied")
 
-    monkeypatch.setattr(
-        "agentdb.serving.connections.postgresql._Driver.connect", refuse
-    )
+    monkeypatch.setattr("agentdb.serving.connections.postgresql._connect", refuse)
 
     with pytest.raises(DatabaseUnavailableError):
         agentdb.connect(

@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, Protocol
+from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
@@ -27,6 +27,7 @@ from agentdb.faults import (
     one_line,
     said_by_server,
 )
+from agentdb.serving.turns import Turn
 
 # In the child of a fork, the parent's connections. They are kept alive, because deleting one would close it, and the
 # server would end the parent's session.
@@ -38,13 +39,6 @@ _OF_A_READ = {
     Fault.UNANSWERED: Fault.LOST,
     Fault.UNSURE: Fault.UNAVAILABLE,
 }
-
-
-class Turn(Protocol):
-    """The right to write, which other writers wait for."""
-
-    def end(self) -> None:
-        """Let the next writer write."""
 
 
 class Engine(ABC):
@@ -241,7 +235,11 @@ class Slot:
             if connection is None:
                 connection = self._open(limit)
             else:
-                self._look(connection)
+                try:
+                    connection.look()
+                except AgentDbError:
+                    self.discard()  # the file is no longer the one at the path
+                    raise
         self.used = time.monotonic()
         return connection
 
@@ -271,14 +269,6 @@ class Slot:
                 "The transaction's connection is closed; it can only be rolled back."
             )
         return self.current() or self.take_over()  # a host's, which Django has opened
-
-    def _look(self, connection: Connection) -> None:
-        """Raise if the file is no longer the one at the path, and drop the connection to it."""
-        try:
-            connection.look()
-        except AgentDbError:
-            self.discard()
-            raise
 
     def _is_alive(self, connection: Connection) -> bool:
         try:

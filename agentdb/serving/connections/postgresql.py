@@ -7,6 +7,8 @@ import select
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import django.db
@@ -112,7 +114,9 @@ class PostgresEngine(Engine):
             return
         # Django calls self.Database.connect() and then runs statements of its own (time zone, role). This is the only
         # place in between where a limit can be set on both.
-        wrapper.Database = _Driver(self, min(limits))  # type: ignore[attr-defined]
+        connect = partial(_connect, self, min(limits))
+        driver = SimpleNamespace(**{**vars(psycopg), "connect": connect})
+        wrapper.Database = driver  # type: ignore[attr-defined]
         try:
             yield
         finally:
@@ -122,38 +126,32 @@ class PostgresEngine(Engine):
                 wrapper.connection.__dict__.pop("wait", None)
 
 
-class _Driver:
-    """psycopg for Django, with a time limit for connecting to all hosts, and one for Django's own queries."""
+def _connect(
+    engine: PostgresEngine,
+    seconds: float,
+    **params: Any,
+) -> psycopg.Connection[Any]:
+    """Connect to the first host that answers within so many seconds, which also limit each of Django's own queries."""
+    host = str(params.get("host", ""))
+    hosts = host.count(",") + 1
+    ends = time.monotonic() + seconds
 
-    def __init__(self, engine: PostgresEngine, limit: float) -> None:
-        self._engine = engine
-        self._limit = limit
+    class Bounded(psycopg.Connection[Any]):
+        @classmethod
+        def _connect_gen(cls, *args: Any, **options: Any) -> Any:
+            # psycopg calls this for one host after the other.
+            nonlocal hosts
+            now = time.monotonic()
+            # A share of what is left, so that the last host is tried too.
+            share = (ends - now) / max(1, hosts)
+            hosts -= 1
+            attempt = psycopg.Connection._connect_gen(*args, **options)
+            return _until(attempt, now + share)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(psycopg, name)
-
-    def connect(self, **params: Any) -> psycopg.Connection[Any]:
-        """Connect to the first host that answers; each gets its share of the time that is left."""
-        host = str(params.get("host", ""))
-        hosts = host.count(",") + 1
-        ends = time.monotonic() + self._limit
-
-        class Bounded(psycopg.Connection[Any]):
-            @classmethod
-            def _connect_gen(cls, *args: Any, **options: Any) -> Any:
-                # psycopg calls this for one host after the other.
-                nonlocal hosts
-                now = time.monotonic()
-                # A share of what is left, so that the last host is tried too.
-                share = (ends - now) / max(1, hosts)
-                hosts -= 1
-                attempt = psycopg.Connection._connect_gen(*args, **options)
-                return _until(attempt, now + share)
-
-        raw = Bounded.connect(**params)
-        limit = _Limit(self._engine, raw, self._limit)
-        raw.wait = limit.wait  # type: ignore[method-assign, assignment]
-        return raw
+    raw = Bounded.connect(**params)
+    limit = _Limit(engine, raw, seconds)
+    raw.wait = limit.wait  # type: ignore[method-assign, assignment]
+    return raw
 
 
 def _until(

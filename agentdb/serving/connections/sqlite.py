@@ -20,8 +20,8 @@ from agentdb.errors import (
     SchemaOutOfDateError,
 )
 from agentdb.schema.migration_record import pending_migrations
-from agentdb.serving.connections.base import Connection, Engine, Turn
-from agentdb.serving.turns import Turns, turns_of
+from agentdb.serving.connections.base import Connection, Engine
+from agentdb.serving.turns import Turn, Turns, turns_of
 from agentdb.sqlite_files import (
     close_kept_open,
     descriptors,
@@ -294,7 +294,7 @@ class SqliteConnection(Connection):
 
         SQLite itself would write on, into a file without a name (https://sqlite.org/howtocorrupt.html, 2.4).
         """
-        if not self._is_file or self._is_unchanged():
+        if self._is_unchanged():
             return
         if not self.raw.in_transaction:
             # Opens the log and its index, which then stay the same until the last process closes the file.
@@ -304,15 +304,15 @@ class SqliteConnection(Connection):
             raise DatabaseUnavailableError(problem)
 
     def _is_unchanged(self) -> bool:
-        """Return whether the folder is unchanged since a recent check."""
+        """Return whether the folder is unchanged since a recent check, or there is no file."""
+        if not self._is_file:
+            return True
         is_recent = time.monotonic() - self._looked <= _LOOK_SECONDS
         known = self._folder_state
         return is_recent and known is not None and _state_of(self._folder) == known
 
     def _refuse_old_schema(self) -> None:
         """Raise if migrations were reversed: SQLite prepares again, and text columns accept any value."""
-        if not self._is_file:
-            return
         [(schema,)] = self.raw.execute("PRAGMA schema_version").fetchall()
         if schema == self._schema:
             return
@@ -329,7 +329,7 @@ class SqliteConnection(Connection):
 
     def confirm(self) -> None:
         """Raise ``OutcomeUnknownError`` if the last write went into a file that is no longer at the path."""
-        if not self._is_file or self._is_unchanged():
+        if self._is_unchanged():
             return
         problem = self._displaced()
         if problem:
