@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from django.db import connections
 
 from agentdb import DjangoDb
-from agentdb.serving.connections.postgresql import _Limit
+from agentdb.serving.connections.postgresql import _limited
 
 
 def set_call_timeout(db: DjangoDb, seconds: float) -> None:
@@ -16,4 +17,4 @@ def set_call_timeout(db: DjangoDb, seconds: float) -> None:
     engine.call_timeout = seconds
     raw: Any = connections[db.alias].connection
     if raw is not None:
-        raw.wait = _Limit(engine, raw, seconds).wait
+        raw.wait = partial(_limited, engine, raw, seconds)

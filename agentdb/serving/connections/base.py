@@ -88,10 +88,6 @@ class Engine(ABC):
         """Wait until a transaction may begin; other writers wait until the returned turn, if any, ends."""
         return None
 
-    @abstractmethod
-    def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
-        """Whether the driver's connection is as Django's ``connect()`` leaves it; asks no server."""
-
     def renew(self, raw: Any) -> bool:
         """Reset a connection without closing it; return whether that was possible."""
         return False
@@ -248,9 +244,9 @@ class Slot:
 
         Raises ``DatabaseUnavailableError`` if the server does not answer on it.
         """
-        connection = self.current()
+        connection = self.current() or self._adopted()
         if connection is None:
-            return self._adopted()
+            return None
         # Not clean: a transaction was left open, for example by a signal handler's exception between BEGIN and the
         # note in the wrapper. Nobody waits for it any more, so it is rolled back by closing.
         # Without autocommit, the host manages its own transaction.
@@ -279,21 +275,16 @@ class Slot:
             raise self.engine.explain(Fault.LOST, cause) from cause
 
     def _adopted(self) -> Connection | None:
-        """Return the connection that Django has opened, if it is completely set up."""
-        # Django opens connections too: in cursor(), in migrations, in a host's code. One is taken over only if its
-        # set-up has ended, since an interrupted connect() leaves autocommit off, and what is written then is never
-        # committed.
-        if self.is_open and not self._is_set_up():
+        """Return a host's connection that Django has opened; None if one must be opened."""
+        if self.engine.owned and self.is_open:
+            # Its own is taken over as soon as Django has opened it. So this one's connect() was interrupted, which may
+            # leave autocommit off, and what is written then is never committed.
             self.reset()
-        return self.take_over() if self.is_open else None
-
-    def _is_set_up(self) -> bool:
-        if not self.wrapper.autocommit:
-            return not self.engine.owned  # the host has switched autocommit off
         try:
-            return self.engine.is_set_up(self.wrapper)
-        except self.engine.errors:  # it is closed
-            return False
+            return self.take_over() if self.is_open else None
+        except self.engine.errors:  # the driver's is closed
+            self.discard()
+            return None
 
     def current(self) -> Connection | None:
         """Return the object for the driver's connection that Django has open, if there is one."""
@@ -373,14 +364,14 @@ class Slot:
             # Django opens a new connection after the transaction has ended, not in the middle of it.
             wrapper.closed_in_transaction = True
             wrapper.needs_rollback = True
-        connection = self.current()
-        close = raw.close
-        if connection is not None:
-            # Ours also cancels a running statement, which would otherwise hold its locks until the server notices.
-            close = connection.close
+        # Ours also cancels a running statement, which would otherwise hold its locks until the server notices.
+        closable = self.current() or raw
         with suppress(*self.engine.errors):
-            close()
-        give_back(wrapper, raw)
+            closable.close()
+        # A host's pool counts those it has handed out, dead or alive.
+        pool = getattr(wrapper, "pool", None)
+        if pool is not None:
+            pool.putconn(raw)
         if not wrapper.in_atomic_block:
             # Last, so that an interrupted close is found here and repeated.
             self._connection = None
@@ -443,10 +434,3 @@ class Slot:
         finally:
             with suppress(RuntimeError):  # another thread has it
                 self.lock.release()
-
-
-def give_back(wrapper: BaseDatabaseWrapper, raw: Any) -> None:
-    """Return the connection to a host's pool, which counts those it has handed out, dead or alive."""
-    pool = getattr(wrapper, "pool", None)
-    if pool is not None:
-        pool.putconn(raw)

@@ -84,15 +84,6 @@ class PostgresEngine(Engine):
             return PostgresConnection(self, wrapper)
         return LentConnection(self, wrapper)
 
-    def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
-        raw: Any = wrapper.connection
-        zone = raw.info.parameter_status("TimeZone")
-        return bool(
-            raw.autocommit
-            and zone == wrapper.timezone_name
-            and raw.pgconn.transaction_status == _IDLE
-        )
-
     def silence(self, seconds: float) -> str:
         """Log that the server did not answer within so many, and return the reason for an error."""
         limit = f"{seconds:.1f} seconds"
@@ -149,8 +140,7 @@ def _connect(
             return _until(attempt, now + share)
 
     raw = Bounded.connect(**params)
-    limit = _Limit(engine, raw, seconds)
-    raw.wait = limit.wait  # type: ignore[method-assign, assignment]
+    raw.wait = partial(_limited, engine, raw, seconds)  # type: ignore[method-assign]
     return raw
 
 
@@ -174,43 +164,37 @@ def _until(
         return end.value
 
 
-class _Limit:
+def _limited(
+    engine: PostgresEngine,
+    raw: psycopg.Connection[Any],
+    seconds: float,
+    waits: Generator[Any, Any, Any],
+    **options: Any,
+) -> Any:
     """psycopg's ``wait()`` with a time limit: then the statement is cancelled, and a silent connection closed.
 
-    Every wait for the server goes through it: statements, COMMIT, savepoints, Django's own queries.
+    Every wait for the server goes through it: statements, COMMIT, savepoints, Django's own queries. Returns what the
+    generator returns; raises ``CallCancelled`` or ``CallTimeout`` if the time is up.
     """
-
-    def __init__(
-        self,
-        engine: PostgresEngine,
-        raw: psycopg.Connection[Any],
-        seconds: float,
-    ) -> None:
-        self._engine = engine
-        self._raw = raw
-        self._seconds = seconds
-
-    def wait(self, waits: Generator[Any, Any, Any], **options: Any) -> Any:
-        """Return what the generator returns; raise ``CallCancelled`` or ``CallTimeout`` if the time is up."""
-        if "timeout" in options:  # notifies() has a time limit of its own
-            return psycopg.Connection.wait(self._raw, waits, **options)
-        try:
-            return _wait(self._raw, waits, self._seconds)
-        except _TimeIsUp:
-            pass
-        # Ask the server to stop: it then answers with an error, and connection and locks are in a known state. Only a
-        # server that does not answer that either loses the connection, and the outcome is unknown.
-        silence = self._engine.silence(self._seconds)
-        cancel(self._raw)
-        ends = time.monotonic() + _ANSWER_SECONDS
-        rest = _until(waits, ends, _NOTHING_READY)
-        try:
-            return psycopg.Connection.wait(self._raw, rest)
-        except psycopg.errors.QueryCanceled as error:
-            raise CallCancelled(silence) from error
-        except psycopg.errors.ConnectionTimeout:
-            self._raw.close()
-            raise CallTimeout(silence) from None
+    if "timeout" in options:  # notifies() has a time limit of its own
+        return psycopg.Connection.wait(raw, waits, **options)
+    try:
+        return _wait(raw, waits, seconds)
+    except _TimeIsUp:
+        pass
+    # Ask the server to stop: it then answers with an error, and connection and locks are in a known state. Only a
+    # server that does not answer that either loses the connection, and the outcome is unknown.
+    silence = engine.silence(seconds)
+    cancel(raw)
+    ends = time.monotonic() + _ANSWER_SECONDS
+    rest = _until(waits, ends, _NOTHING_READY)
+    try:
+        return psycopg.Connection.wait(raw, rest)
+    except psycopg.errors.QueryCanceled as error:
+        raise CallCancelled(silence) from error
+    except psycopg.errors.ConnectionTimeout:
+        raw.close()
+        raise CallTimeout(silence) from None
 
 
 _TimeIsUp: type[psycopg.Error]
@@ -279,8 +263,7 @@ class PostgresConnection(Connection):
         if not engine.owned:
             return
         if engine.call_timeout is not None:
-            limit = _Limit(engine, raw, engine.call_timeout)
-            raw.wait = limit.wait
+            raw.wait = partial(_limited, engine, raw, engine.call_timeout)
         self._set_up()
 
     def _set_up(self) -> None:
@@ -410,8 +393,7 @@ class LentConnection(PostgresConnection):
         if seconds is None or "wait" in own:
             yield
             return
-        limit = _Limit(self.engine, self.raw, seconds)
-        self.raw.wait = limit.wait
+        self.raw.wait = partial(_limited, self.engine, self.raw, seconds)
         try:
             yield
         finally:

@@ -176,11 +176,6 @@ class SqliteEngine(Engine):
         finally:
             del wrapper.get_connection_params
 
-    def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
-        raw: Any = wrapper.connection
-        # Without an isolation level sqlite3 begins no transaction by itself, as Django's autocommit wants it.
-        return raw.isolation_level is None and not raw.in_transaction
-
     def renew(self, raw: Any) -> bool:
         """Reset a connection to a database in memory; others are reopened."""
         if not self.is_in_memory:
