@@ -132,6 +132,7 @@ _LOGGING = {
         "agentdb.audit": {"handlers": ["terminal"], "level": "INFO"},
         "agentdb.console": {"handlers": ["terminal"], "level": "WARNING"},
         "django.request": {"handlers": ["terminal"], "level": "ERROR"},
+        "django.server": {"handlers": ["terminal"], "level": "ERROR"},
     },
 }
 
@@ -139,19 +140,16 @@ _LOGGING = {
 def one_name(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Middleware: redirect from 127.0.0.1, which all local servers share, to this server's own host name."""
     from django.conf import settings
-    from django.http import HttpResponse, HttpResponseRedirect
+    from django.http import HttpResponseRedirect
 
     name = settings.ALLOWED_HOSTS[0]
 
     def respond(request: Any) -> Any:
-        host, _, port = request.get_host().partition(":")
+        host, _, _ = request.get_host().partition(":")
         if host == name:
             return get_response(request)
-        if request.method not in ("GET", "HEAD"):
-            return HttpResponse(status=421)
-        return HttpResponseRedirect(
-            f"http://{name}:{port or 80}{request.get_full_path()}"
-        )
+        path = request.get_full_path()
+        return HttpResponseRedirect(f"http://{name}:{request.get_port()}{path}")
 
     return respond
 
@@ -161,7 +159,7 @@ def _serve(name: str, port: int, user: str, *, read_only: bool) -> int:
     from django.core.wsgi import get_wsgi_application
 
     try:
-        server = ThreadedWSGIServer((HOST, port), _quiet(WSGIRequestHandler))
+        server = ThreadedWSGIServer((HOST, port), WSGIRequestHandler)
     except OSError as error:
         sys.stderr.write(
             f"Port {port} of {HOST} cannot be used: {error.strerror}. Name another one with --port.\n"
@@ -181,28 +179,13 @@ def _serve(name: str, port: int, user: str, *, read_only: bool) -> int:
     return 0
 
 
-def _quiet(handler: type[Any]) -> type[Any]:
-    """Log no successful requests."""
-
-    class Quiet(handler):  # type: ignore[misc]
-        def log_message(self, format: str, *args: Any) -> None:
-            if len(args) > 1 and str(args[1]).startswith("5"):
-                super().log_message(format, *args)
-
-    return Quiet
-
-
 def make_account_tables(alias: str) -> None:
     """Create the tables of accounts, logins and actions, and the permissions on agentdb's models."""
-    from django.apps import apps
-    from django.contrib.auth.management import create_permissions
     from django.core.management import call_command
     from django.core.management.commands.migrate import Command as Migrate
 
-    for app in ("contenttypes", "auth", "admin", "sessions"):
-        # Django's own migrate: agentdb's would check agentdb's tables, which are in another database.
-        call_command(Migrate(), app, database=alias, interactive=False, verbosity=0)
-    create_permissions(apps.get_app_config("agentdb"), using=alias, verbosity=0)
+    # Django's own migrate: agentdb's would check agentdb's tables, which the router leaves to the other database.
+    call_command(Migrate(), database=alias, interactive=False, verbosity=0)
 
 
 def _make_account(name: str, *, read_only: bool) -> str:
