@@ -434,6 +434,7 @@ def test_age_filter_separates_at_its_limit(site: Site, superuser: User):
     )
 
     assert ids(site.get("agentdb/session/", age="7d")) == ["s0000"]
+    assert ids(site.get("agentdb/session/", age="6d")) == ["s0000"]
     assert ids(site.get("agentdb/session/", age="over7d")) == ["s0008"]
     assert ids(site.get("agentdb/session/", age="over30d")) == []
 
@@ -641,14 +642,8 @@ def test_filters_offer_the_values_that_there_are(site: Site, superuser: User):
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        (
-            {"age": "10m"},
-            "age=10m is not an age. Use one of 5m, 1h, 24h, 7d, over30m, over7d, over30d.",
-        ),
-        (
-            {"active": "soon"},
-            "active=soon is not an age. Use one of 5m, 1h, 24h, 7d, over30m, over7d, over30d.",
-        ),
+        ({"age": "10 x"}, "'10 x' is not a time. Write 14:00, "),
+        ({"active": "oversoon"}, "'soon' is not a time. Write 14:00, "),
         ({"check": "nonsense"}, "nonsense is not a check of this table."),
     ],
 )
@@ -764,9 +759,7 @@ def test_status_of_a_newer_server_is_shown_and_can_be_filtered(
     page = site.get("agentdb/session/", status="dreaming")
 
     assert "dreaming" in page.rows[0]
-    assert "?status=dreaming" in [
-        url for url, text in page.offered if text.startswith("dreaming")
-    ]
+    assert "Status dreaming" in page.text
 
 
 # -- links
