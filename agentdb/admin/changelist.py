@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.views.main import ERROR_FLAG, SEARCH_VAR, ChangeList
+from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.core.paginator import Paginator
 from django.db import connections
 from django.db.models import F, Q
@@ -192,19 +192,12 @@ class RowList(ChangeList):
         ]
 
     @property
-    def set_filters(self) -> list[tuple[str, str, str]]:
-        """Return the name and value of each set filter and the search, and the link without it."""
-        found = [
-            (capfirst(str(spec.title)), spec.shown, spec.parameter_name)
-            for spec in self._active
-        ]
+    def set_filters(self) -> list[tuple[str, str]]:
+        """Return the name and value of each set filter and the search."""
+        found = [(capfirst(str(spec.title)), spec.shown) for spec in self._active]
         if self.query:
-            found.append((gettext("Contains"), self.query, SEARCH_VAR))
-        shown_filters = []
-        for title, value, parameter in found:
-            without = self.get_query_string(remove=[parameter])
-            shown_filters.append((title, value, without))
-        return shown_filters
+            found.append((gettext("Contains"), self.query))
+        return found
 
     def _misunderstood(self, request: HttpRequest) -> list[str]:
         """Return a sentence for each part of the address that is invalid."""

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
 
 from django.core.exceptions import PermissionDenied
 from django.db import connections
@@ -20,7 +19,6 @@ from agentdb.admin.display import (
     heading_of,
     list_url,
     name_of,
-    own_url,
     page,
     page_url,
     row_url,
@@ -54,9 +52,6 @@ _VALUES = (
     (Sandbox, "tenant_id", "tenant"),
     (Session, "runner_id", "runner"),
 )
-
-
-Link = tuple[str, str]  # its text and its address
 
 
 class Hit(NamedTuple):
@@ -245,9 +240,11 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
     is_secret = text.startswith(PREFIX) or _MAY_BE_KEY.fullmatch(text) is not None
     if is_secret:
         text = ""
-    containing: list[Link] = []
+    containing: list[tuple[str, str]] = []  # links to lists
     if text:
-        containing = _containing(site, request, allowed, text)
+        containing = [
+            (heading_of(model), list_url(site, model, q=text)) for model in allowed
+        ]
     return page(
         model_admin,
         request,
@@ -258,24 +255,3 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
         hits=hits,
         containing=containing,
     )
-
-
-def _containing(
-    site: Any,
-    request: HttpRequest,
-    allowed: Collection[type[Model]],
-    text: str,
-) -> list[Link]:
-    """Return links to lists with the text in any column, the current list with its filters first."""
-    links = []
-    origin = own_url(request, "from")
-    if origin:
-        # Its address may have filters already.
-        sign = "&" if "?" in origin else "?"
-        query = urlencode({"q": text})
-        label = gettext("The list you came from")
-        links.append((label, origin + sign + query))
-    for model in allowed:
-        url = list_url(site, model, q=text)
-        links.append((heading_of(model), url))
-    return links

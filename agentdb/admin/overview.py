@@ -198,7 +198,9 @@ class _Overview(NamedTuple):
         for model in self.allowed:
             count = partial(total, self._rows(model))
             totals[model] = self.budget.ask(count)
-        if self._is_empty(totals):
+        # Of all four tables: who may see only some of them is not told that nothing is stored. A count that failed has
+        # no value, and is not taken for 0.
+        if [total.value for total in totals.values()] == [Figure(0)] * 4:
             return shown | {"is_empty": True}
         shown["totals"] = [
             (heading_of(model), answer, list_url(self.site, model))
@@ -210,12 +212,6 @@ class _Overview(NamedTuple):
         if Session in self.allowed:
             shown |= self._sessions(report.runners, totals[Session])
         return shown
-
-    def _is_empty(self, totals: Mapping[type[Model], Answer[Figure]]) -> bool:
-        """Return whether nothing is stored. Who may see only some of the four tables is not told so."""
-        # A count that failed has no value, and is not taken for 0.
-        empty = [total for total in totals.values() if total.value == Figure(0)]
-        return len(empty) == 4
 
     def _attention(self, report: Report) -> dict[str, Any]:
         """Return the findings of the checks, urgent ones first, and the checks that were not made.

@@ -6,14 +6,14 @@ only to the tables in ``row.allowed``, which the user may see.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.db import connections
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
@@ -57,58 +57,44 @@ def find_linked(
     Sets ``row.linked_agent`` and ``row.linked``, None where nothing was found, and ``row.allowed``, the tables that
     this page may link to. A table that cannot be read is treated like one that the user may not see.
     """
-    # One list for all rows, from which _named removes a table that cannot be read.
+    # One list for all rows, from which _found removes a table that cannot be read.
     readable = list(allowed)
     for row in rows:
         row.allowed = readable
     if not rows or type(rows[0]) not in _OTHER:
         return
-    _, column = _OTHER[type(rows[0])]
-    found = _named(rows, alias, readable, problems)
+    other, column = _OTHER[type(rows[0])]
+    # The tenant of one row and the name of another may match an agent that neither means, which is then not looked up.
+    # A condition for each pair would be fifty ORs in one query.
+    agents = Agent.objects.filter(
+        tenant_id__in={row.tenant_id for row in rows},
+        name__in={row.agent_name for row in rows},
+    )
+    ids = {getattr(row, column) for row in rows}
+    others = other._default_manager.filter(pk__in=ids - {None, ""})
+    found = partial(_found, alias=alias, readable=readable, problems=problems)
+    agent_of = {(agent.tenant_id, agent.name): agent for agent in found(agents)}
+    other_of = {each.pk: each for each in found(others)}
     for row in rows:
-        agent = (row.tenant_id, row.agent_name)
-        row.linked_agent = found.get(agent)
-        other = getattr(row, column)
-        row.linked = found.get(other)
+        row.linked_agent = agent_of.get((row.tenant_id, row.agent_name))
+        row.linked = other_of.get(getattr(row, column))
 
 
-def _named(
-    rows: Sequence[Any],
+def _found(
+    query: QuerySet[Any],
     alias: str,
     readable: list[type[Model]],
     problems: list[Problem],
-) -> dict[Any, Any]:
-    """Return agents by tenant and name, and the rows of the other table by id."""
-    other, column = _OTHER[type(rows[0])]
-    # The tenant of one row and the name of another may match an agent that neither means, which the key tells apart. A
-    # condition for each pair would be fifty ORs in one query.
-    tenants = {row.tenant_id for row in rows}
-    names = {row.agent_name for row in rows}
-    ids = {getattr(row, column) for row in rows}
-    ids -= {None, ""}
-    agents = Agent.objects.filter(
-        tenant_id__in=tenants,
-        name__in=names,
-    )
-    others = other._default_manager.filter(pk__in=ids)
-    queries: list[tuple[type[Model], Any]] = [
-        (Agent, agents),
-        (other, others),
-    ]
-    found = {}
-    for model, query in queries:
-        if model not in readable:
-            continue
-        asked = partial(read, query.using(alias), problems)
-        answer = ask(connections[alias], asked, problems)
-        # A page whose links cannot be found is still a page. If this table stayed, each of them would be called
-        # missing.
-        if answer.value is None:
-            readable.remove(model)
-        for each in answer.value or ():
-            key = (each.tenant_id, each.name) if model is Agent else each.pk
-            found[key] = each
-    return found
+) -> Iterable[Any]:
+    """Return the rows; none of a table that the user may not see, or that cannot be read."""
+    if query.model not in readable:
+        return ()
+    asked = partial(read, query.using(alias), problems)
+    answer = ask(connections[alias], asked, problems)
+    # A page whose links cannot be found is still a page. If this table stayed, each of them would be called missing.
+    if answer.value is None:
+        readable.remove(query.model)
+    return answer.value or ()
 
 
 def agent_link(site: AdminSite, row: Any) -> SafeString:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from typing import Any
 
 from django import template
@@ -88,24 +87,9 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
         # The address, the name, and whether it is this page.
         "pages": [(url, name, url == request.path) for url, name in pages],
         "find_url": page_url(site, "find"),
-        "origin": request.get_full_path() if "cl" in context else "",
         "is_read_only": not may_act,
         "csrf_token": context.get("csrf_token"),
     }
-
-
-@register.inclusion_tag("admin/agentdb/foot.html")
-def agentdb_foot() -> dict[str, Any]:
-    """The foot of a page, with agentdb's version."""
-    return {"version": _version()}
-
-
-@cache
-def _version() -> str:
-    try:
-        return version("django-agentdb")
-    except PackageNotFoundError:
-        return ""  # running from a checkout that is not installed
 
 
 @register.filter

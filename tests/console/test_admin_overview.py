@@ -704,9 +704,6 @@ def test_each_page_leads_to_the_tables_that_the_user_may_see(site: Site):
         ("/admin/agentdb/session/", ' aria-current="page"', "Sessions"),
         ("/admin/agentdb/agent/", "", "Agents"),
     ]
-    # The search leads back to the list, with its filters.
-    assert 'name="from" value="/admin/agentdb/session/?status=active"' in html
-    assert 'name="from"' not in site.get("").html
     site.client.logout()
     assert "agentdb-nav" not in site.get("").html
     site.log_in(site.make_user("nobody"))
