@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from django.contrib.admin import helpers
 from django.db import connections, router
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.utils import timezone
 from django.utils.functional import Promise
@@ -63,9 +63,7 @@ class Action:
     short_description: str | Promise = ""  # in Django's form
     deletes: bool = False
     keeps_lines: bool = False  # the result needs what the rows were before
-    changes: Callable[[Any], bool] = lambda row: (
-        True
-    )  # whether it makes sense for a row
+    only: Collection[str] = ()  # the values of the first column that it changes, or all
 
     @property
     def __name__(self) -> str:
@@ -82,6 +80,9 @@ class Action:
         work = Work(self, model_admin, request, asked)
         if asked.is_all:
             rows = listed.filter(created_at__lte=asked.at)
+            # Without those that would be skipped: a runner may have millions of ended sessions.
+            if self.only:
+                rows = rows.filter(Q((f"{self.columns[0]}__in", self.only)))
         else:
             # The list's filters may leave out a ticked row that has changed since.
             own = model_admin.get_queryset(request)
@@ -89,6 +90,11 @@ class Action:
         if asked.confirmed is None:
             return work.question(rows)
         return work.run(rows)
+
+    def changes(self, row: Any) -> bool:
+        """Return whether it makes sense for the row."""
+        value = getattr(row, self.columns[0])
+        return not self.only or value in self.only
 
 
 def _pause(db: Db, id: str) -> bool:
@@ -113,7 +119,7 @@ PAUSE = Action(
     ),
     short_description=gettext_lazy("Pause selected sessions"),
     keeps_lines=True,
-    changes=lambda row: row.status in LIVE,
+    only=LIVE,
 )
 COOL = Action(
     "mark_cold",
@@ -126,7 +132,7 @@ COOL = Action(
     gettext_lazy("This records that no process runs in them; it does not stop one."),
     short_description=gettext_lazy("Mark selected sandboxes cold"),
     # A row that would not change does not belong in the audit log.
-    changes=lambda row: row.state != SandboxState.COLD,
+    only=[str(state) for state in SandboxState if state != SandboxState.COLD],
 )
 DELETE_SANDBOX = Action(
     "delete_sandboxes",
@@ -390,8 +396,7 @@ class Work:
             folders = _folders(lines)
         rows = self.rows[:MOST_LISTED]
         undo_url = ""
-        # A runner's page has a verb of its own, which begins like that of a pause.
-        if lines and self.action.verb.startswith(PAUSE.verb):
+        if lines and self.action is PAUSE:
             undo_url = page_url(self.model_admin.admin_site, "undo")
         return self._page(
             "action_done",
@@ -449,24 +454,6 @@ class Work:
         lines = f"{lines}\n{line}".strip()
         # A part of the lines would undo a part of the work, and look like all of it.
         return lines if len(lines) <= LONGEST_LINES else TOO_LONG
-
-
-def pause_runner(
-    model_admin: Any,
-    request: HttpRequest,
-    runner_id: str,
-) -> HttpResponse:
-    """Pause all live sessions of a runner. Its page has asked already."""
-    alias = router.db_for_write(Session)
-    its = Session.objects.using(alias).of_runner(runner_id)
-    sessions = its.live()
-    asked = Asked.of(request)
-    # The number of now, not of the page: what has become live since is paused too, as the page says.
-    if asked.confirmed is None:
-        asked = asked._replace(is_all=True, confirmed=sessions.count())
-    pause = replace(PAUSE, verb=f"pause all of runner {runner_id}")
-    work = Work(pause, model_admin, request, asked)
-    return work.run(sessions)
 
 
 def _endangered(sandboxes: QuerySet[Any]) -> QuerySet[Any]:

@@ -15,8 +15,7 @@ from django.http.response import HttpResponseBase
 from django.utils import timezone
 from django.utils.translation import gettext, gettext_lazy
 
-from agentdb.admin import actions, overview
-from agentdb.admin.audit import refuse
+from agentdb.admin import overview
 from agentdb.admin.display import (
     heading_of,
     list_url,
@@ -74,15 +73,10 @@ def _id(request: HttpRequest) -> str:
 
 @guard
 def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
-    """Show the page of a runner; its form pauses all of the runner's live sessions."""
+    """Show the page of a runner; its form is that of a list's action."""
     _check(model_admin.has_view_permission(request))
     site = model_admin.admin_site
     runner_id = _id(request)
-    may_act = model_admin.has_act_permission(request)
-    if request.method == "POST":
-        if not may_act:
-            refuse(request, f"pause all of runner {runner_id}")
-        return actions.pause_runner(model_admin, request, runner_id)
     alias = model_admin.alias
     problems: list[Problem] = []
     its = Session.objects.using(alias).of_runner(runner_id)
@@ -114,13 +108,12 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         runner=seen,
         figures=figures,
         live=live,
-        rest=whole - live,
         whole=Figure(whole, at_least=is_cut),
         statuses=Answer(overview.share_bars(figures, "status", listed)),
         activity=overview.activity_chart(request, budget, runner_id=runner_id),
         sessions=rows,
         sandboxes=answer(sandboxes) if Sandbox in allowed else None,
-        may_act=may_act,
+        may_act=model_admin.has_act_permission(request),
         problems=problems,
     )
 

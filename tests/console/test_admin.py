@@ -1254,23 +1254,22 @@ def test_many_rows_are_acted_on_in_steps_that_say_how_far_they_are(
 
     page = site.post("agentdb/session/", **fields(page))
     while "data-send-on" in page.html:
-        assert "of 30; the rest follows" in page.text
+        assert "of 12; the rest follows" in page.text
         page = site.post("agentdb/session/", **fields(page))
         steps += 1
 
-    assert steps > 3
+    assert steps == 1
     assert "Paused 12 sessions" in page.text
-    assert re.search(r"Skipped \d+ in the steps before\.", page.text)
     assert count(site, Session, status="paused") == 12 + 6
     [lines] = re.findall(r'name="lines" value="([^"]*)"', page.html)
+    ids = re.findall(r"s\d{4}", lines)
+    site.db.update_session_status(min(ids), "ended")
     undone = site.post("agentdb/session/undo/", lines=unescape(lines))
-    assert "Resumed 7 sessions of 12; the rest follows" in undone.text
+    assert "Resumed 6 sessions of 12; the rest follows" in undone.text
     undone = site.post("agentdb/session/undo/", **fields(undone))
-    assert "Resumed 12 sessions" in undone.text
-    assert (
-        count(site, Session, status="active"),
-        count(site, Session, status="starting"),
-    ) == (6, 6)
+    assert "Resumed 11 sessions" in undone.text
+    assert "Skipped 1 in the steps before." in undone.text
+    assert count(site, Session, status="paused") == 6
 
 
 def test_the_folders_of_all_steps_are_named_at_the_end(

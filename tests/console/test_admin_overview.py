@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from datetime import timedelta
-from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from agentdb.console import figures, questions
 from agentdb.console import report as attention
 from agentdb.console.checks import Fleet
 from agentdb.models import Agent, Sandbox, Session
-from tests.helpers.admin_fixtures import Site, audited, fill
+from tests.helpers.admin_fixtures import Site, audited, fields, fill
 
 
 def test_distinct_values_are_listed_from_a_value_on_up_to_a_limit(site: Site):
@@ -531,10 +530,17 @@ def test_pausing_all_of_a_runner_asks_says_how_many_and_is_written_down(
         .count()
     )
     assert live
-    assert f"Pause {live} session" in page.text
-    answer = site.post("agentdb/session/runner/?id=runner-1")
+    assert f"Pause all {live}…" in page.text
+    path = "agentdb/session/?runner_id=runner-1"
+    question = site.post(path, action="pause_sessions", **fields(page))
+    assert f"Pause {live} session" in question.text
+    answer = site.post(path, **fields(question))
     assert f"Paused {live} session" in answer.text
+    assert "Skipped" not in answer.text
     assert "Undo" in answer.text
+    assert answer.link("Go back") == "/admin/agentdb/session/runner/?id=runner-1"
+    again = site.post(path, action="pause_sessions", **fields(page))
+    assert "None of the sessions that match can be changed." in again.text
     assert (
         not Session.objects.using(site.alias)
         .filter(runner_id="runner-1", status__in=["active", "starting"])
@@ -542,11 +548,13 @@ def test_pausing_all_of_a_runner_asks_says_how_many_and_is_written_down(
     )
     line = audited(caplog)[-1]
     assert (line["user"], line["action"], line["rows"], line["outcome"]) == (
-        "root", "pause all of runner runner-1", live, "done"
+        "root", "pause", live, "done"
     )  # fmt: skip
     assert set(line["before"].values()) <= {"active", "starting"}
     site.log_in_viewer()
-    assert site.post("agentdb/session/runner/?id=runner-2").status == 403
+    viewed = site.get("agentdb/session/runner/", id="runner-2")
+    assert "Pause all" not in viewed.text
+    assert site.post(path, action="pause_sessions", **fields(page)).status == 403
     assert audited(caplog)[-1]["outcome"] == "refused"
 
 
@@ -558,14 +566,15 @@ def test_pausing_all_of_a_large_runner_goes_on_until_none_is_live(
     for number in range(5):
         _session(site, f"live{number}", 1, status="active", runner_id="r1")
     _session(site, "others", 1, status="active", runner_id="r2")
-    url = "agentdb/session/runner/?id=r1"
+    _session(site, "ended", 1, status="ended", runner_id="r1")
+    path = "agentdb/session/?runner_id=r1"
+    runner = site.get("agentdb/session/runner/", id="r1")
 
-    page = site.post(url)
+    page = site.post(path, action="pause_sessions", **fields(runner))
+    page = site.post(path, **fields(page))
     assert "Paused 2 sessions of 5; the rest follows" in page.text
     while "data-send-on" in page.html:
-        found = re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page.html)
-        fields: dict[str, Any] = {name: unescape(value) for name, value in found}
-        page = site.post(url, **fields)
+        page = site.post(path, **fields(page))
 
     assert "Paused 5 sessions" in page.text
     assert "Undo" in page.text
@@ -582,7 +591,7 @@ def test_a_runners_live_sessions_are_counted_however_old_they_are(
     for number in range(2):
         _session(site, f"live{number}", 60, status="active", runner_id="r1")
 
-    assert "Pause 2 sessions" in site.get("agentdb/session/runner/", id="r1").text
+    assert "Pause all 2…" in site.get("agentdb/session/runner/", id="r1").text
 
 
 def test_overview_in_the_terminal_gives_the_same_answers(

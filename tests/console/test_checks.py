@@ -19,7 +19,7 @@ from agentdb.console.groups import changes
 from agentdb.console.questions import Budget
 from agentdb.console.report import examine
 from agentdb.models import Agent, Sandbox, Session
-from tests.helpers.admin_fixtures import Site
+from tests.helpers.admin_fixtures import Site, fields
 
 MINUTE, HOUR = 60, 3_600
 
@@ -290,7 +290,10 @@ def test_pausing_some_or_all_of_a_dead_runners_sessions_is_no_sign_of_its_life(
     page = fleet.get("agentdb/session/runner/", id="dead")
     assert "silent" in page.text
     assert "31 min ago" in page.text
-    fleet.post("agentdb/session/runner/?id=dead")
+    asked = fleet.post(
+        "agentdb/session/?runner_id=dead", action="pause_sessions", **fields(page)
+    )
+    fleet.post("agentdb/session/?runner_id=dead", **fields(asked))
     sandboxes_whose = found(fleet)["sandbox-alone"]
     assert Session.objects.using(fleet.alias).live().count() == 0
     assert (sandboxes_whose.count, sandboxes_whose.detail.partition(", ")[2]) == (

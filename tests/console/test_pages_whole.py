@@ -205,7 +205,10 @@ def _done_to_all(site: Site) -> Iterator[tuple[str, list[str]]]:
             if "confirmed" not in fields(page):
                 break
             page = site.post(path, **fields(page))
-    page = site.post("agentdb/session/runner/?id=dead")
+    path = "agentdb/session/?runner_id=dead"
+    page = site.act(path, "pause_sessions", ["s"], index="0", select_across="1")
+    yield "pause dead?", _shown(site, page.response)
+    page = site.post(path, **fields(page))
     yield "pause dead", _shown(site, page.response)
     page = site.post("agentdb/session/undo/", **fields(page))
     yield "resume", _shown(site, page.response)
