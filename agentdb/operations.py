@@ -24,11 +24,10 @@ from agentdb.adoption.conforming import (
     create_table,
 )
 from agentdb.adoption.obstacles import first_line
-from agentdb.adoption.steps import add_index_sql
 from agentdb.adoption.timestamps import server_text
 from agentdb.adoption.values import TableContent, read_usable_values, timestamp_sources
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema import expected_table, expected_tables
+from agentdb.schema import expected_tables
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 from agentdb.schema.migration_record import recorded_migrations
 
@@ -218,11 +217,9 @@ class AddIndex(operations.AddIndex):
         if schema_editor.connection.vendor != "cockroachdb":
             super().database_forwards(app_label, schema_editor, from_state, to_state)
         elif self.allow_migrate_model(schema_editor.connection.alias, model):
-            table = expected_table(schema_editor.connection, model)
-            index = table.index(self.index.name)
-            assert index is not None  # state_forwards has added it
             # A run that was interrupted has made some of the migration's indexes, and recorded none of it.
-            sql = add_index_sql(table.name, index, if_missing=True)
+            sql = str(self.index.create_sql(model, schema_editor))
+            sql = sql.replace("INDEX", "INDEX IF NOT EXISTS", 1)
             schema_editor.execute(sql, None)
 
     def database_backwards(

@@ -135,7 +135,6 @@ def copy(
             check_sqlite_file(path)
         refuse_uncopyable(reading, writing)
         with translated_errors(writing), lifted_limits(writing, say):
-            _migrate_if_unfinished(writing, target)
             done = _begin(writing, _place(reading))
             copied = {}
             for model in _models():
@@ -204,23 +203,10 @@ def _whereabouts(connection: BaseDatabaseWrapper) -> object:
 def already_copied(source: str, target: str) -> bool:
     """Return whether the target has rows, and exactly those of the source."""
     refuse_same(source, target)
-    try:
-        if not has_rows(target):
-            return False
-        stored = summarise(source)
-        copied = summarise(target)
-        return not differences(stored, copied)
-    except AgentDbError:
-        return False  # copy() reports the reason
-
-
-def summarise(alias: str, progress: Progress = _quiet) -> Summary:
-    """Return the summaries of the alias's tables."""
-    with inspecting(alias) as connection:
-        _check_schema(connection)
-        return {
-            _table(model): _summed(connection, model, progress) for model in _models()
-        }
+    # copy() reports what cannot be read.
+    with suppress(AgentDbError):
+        return has_rows(target) and not differing_rows(source, target)
+    return False
 
 
 def check(source: str, target: str) -> dict[str, int]:
@@ -232,9 +218,7 @@ def check(source: str, target: str) -> dict[str, int]:
         counts = {table: count_rows(reading, table) for table in tables}
     # A missing file does not matter: the copy creates it.
     with suppress(MissingFileError), inspecting(target) as there:
-        names = set(there.introspection.table_names())
-        if CHECKPOINT not in names:
-            _refuse_rows(there, names)
+        _refuse_rows(there)
     return counts
 
 
@@ -249,10 +233,12 @@ def check_source(alias: str) -> None:
 
 
 def differing_rows(source: str, target: str) -> list[str]:
-    """Return sentences about the first rows that differ, and about each table."""
+    """Return sentences about the first rows of each table that differ."""
     # Side by side in the order of the key, so that neither table has to fit in memory.
     found: list[str] = []
     with inspecting(source) as one, inspecting(target) as other:
+        _check_schema(one)
+        _check_schema(other)
         for model in _models():
             found += _differing_rows(one, other, model)
     return found
@@ -294,58 +280,26 @@ def _row_difference(columns: list[str], first: Row | None, second: Row | None) -
     return f"{shown(row_id(first))}: {'; '.join(different)}"
 
 
-def differences(source: Summary, target: Summary) -> list[str]:
-    """Return a sentence for each table that differs."""
-    found = []
-    for table, summary in source.items():
-        other = target[table]
-        if summary == other:
-            continue
-        sentence = f"Table {table!r} differs: {summary.rows:,} rows in the source, {other.rows:,} in the target"
-        if summary.rows == other.rows:
-            sentence += ", with different values"
-        found.append(f"{sentence}.")
-    return found
-
-
 def has_rows(alias: str) -> bool:
     """Whether any of the tables is there and has a row, and no copy into them is unfinished.
 
     No, too, if the database cannot be read: copying makes it, or says why not.
     """
     with suppress(AgentDbError), inspecting(alias) as connection:
-        there = set(connection.introspection.table_names())
-        if CHECKPOINT in there:
-            return False
-        return bool(_filled(connection, there))
+        return bool(_filled(connection))
     return False
-
-
-def _migrate_if_unfinished(writing: BaseDatabaseWrapper, target: str) -> None:
-    """Create the target's tables, or complete them after an interrupted migration.
-
-    Tables of other origin, and those with rows, are left alone; ``_begin`` refuses them.
-    """
-    there = set(writing.introspection.table_names())
-    if not migration_record.pending_migrations(writing):
-        return
-    ours = map(_table, _models())
-    is_new = there.isdisjoint(ours)
-    # An interrupted migration leaves some applied, and no rows.
-    is_recorded = bool(migration_record.recorded_migrations(writing))
-    is_unfinished = is_recorded and not _filled(writing, there)
-    if is_new or is_unfinished:
-        migration_record.migrate(target)
 
 
 def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSummary]:
     """Begin a copy from ``place``, or return by table how far the one that was stopped came."""
-    there = set(writing.introspection.table_names())
-    if CHECKPOINT in there:
+    if CHECKPOINT in writing.introspection.table_names():
         _check_migrations(writing)
         return _checkpoints(writing, place)
+    if migration_record.pending_migrations(writing):
+        _refuse_rows(writing)
+        migration_record.migrate(writing.alias)
     _check_schema(writing)
-    _refuse_rows(writing, there)
+    _refuse_rows(writing)
     with transaction.atomic(using=writing.alias):
         run(
             writing,
@@ -380,15 +334,18 @@ def _checkpoints(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSum
     return found
 
 
-def _refuse_rows(connection: BaseDatabaseWrapper, there: set[str]) -> None:
-    if filled := _filled(connection, there):
+def _refuse_rows(connection: BaseDatabaseWrapper) -> None:
+    if filled := _filled(connection):
         raise InvalidInputError(
             f"The target has rows already, in {', '.join(filled)}. Copy into a new database; nothing was changed."
         )
 
 
-def _filled(connection: BaseDatabaseWrapper, there: set[str]) -> list[str]:
-    """Return which of the tables have rows, among the names that are ``there``."""
+def _filled(connection: BaseDatabaseWrapper) -> list[str]:
+    """Return which of the tables have rows; none if a copy into them is unfinished."""
+    there = connection.introspection.table_names()
+    if CHECKPOINT in there:
+        return []
     first = "SELECT 1 FROM {} LIMIT 1"
     return [
         table

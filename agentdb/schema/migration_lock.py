@@ -103,23 +103,25 @@ def lock_in_transaction(
     connection: BaseDatabaseWrapper, waiting: Callable[[], None]
 ) -> None:
     """Take PostgreSQL's migration lock until the open transaction ends."""
-    if rows(connection, f"SELECT pg_try_advisory_xact_lock({_ADVISORY_KEY})") == [
-        (True,)
-    ]:
+    _take(connection, f"advisory_xact_lock({_ADVISORY_KEY})", waiting)
+
+
+def _take(
+    connection: BaseDatabaseWrapper, lock: str, waiting: Callable[[], None]
+) -> None:
+    if rows(connection, f"SELECT pg_try_{lock}") == [(True,)]:
         return
     waiting()
     # Another process migrates, which may take as long as it takes.
     run(connection, "SET LOCAL lock_timeout = 0")
-    run(connection, f"SELECT pg_advisory_xact_lock({_ADVISORY_KEY})")
+    run(connection, f"SELECT pg_{lock}")
 
 
 @contextmanager
 def _session_lock(
     connection: BaseDatabaseWrapper, waiting: Callable[[], None]
 ) -> Iterator[None]:
-    if rows(connection, f"SELECT pg_try_advisory_lock({_ADVISORY_KEY})") != [(True,)]:
-        waiting()
-        run(connection, f"SELECT pg_advisory_lock({_ADVISORY_KEY})")
+    _take(connection, f"advisory_lock({_ADVISORY_KEY})", waiting)
     try:
         yield
     finally:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema.queries import rows, run
+from agentdb.schema.queries import rows
 from agentdb.schema.sqltext import (
     canonical,
     column_default,
@@ -40,8 +39,7 @@ _RELATIONS = """
             CASE WHEN c.relrowsecurity THEN 'row security' END], NULL),
         ARRAY(SELECT t.tgname FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal ORDER BY 1),
         ARRAY(SELECT r.rulename FROM pg_catalog.pg_rewrite r
-            WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN' ORDER BY 1),
-        (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'quote_all_identifiers') = 'on'
+            WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN' ORDER BY 1)
     FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
@@ -118,13 +116,12 @@ def read(
             parts[table].append(row)
         return parts
 
-    with _plain_names(connection, any(is_quoting for *_, is_quoting in found)):
-        columns = by_table(_COLUMNS)
-        foreign_keys = by_table(_FOREIGN_KEYS)
-        checks = by_table(_CHECKS)
-        keys = by_table(_KEYS.format(usable=_USABLE[connection.vendor]))
+    columns = by_table(_COLUMNS)
+    foreign_keys = by_table(_FOREIGN_KEYS)
+    checks = by_table(_CHECKS)
+    keys = by_table(_KEYS.format(usable=_USABLE[connection.vendor]))
     tables = {}
-    for oid, name, kind, options, triggers, rules, _ in wanted:
+    for oid, name, kind, options, triggers, rules in wanted:
         found_keys = [_key(*row) for row in keys[oid]]
         primary = [key for key in found_keys if key.kind == "primary key"]
         tables[name] = Table(
@@ -144,20 +141,6 @@ def read(
             rules=tuple(rules),
         )
     return tables
-
-
-@contextmanager
-def _plain_names(connection: BaseDatabaseWrapper, is_quoting: bool) -> Iterator[None]:
-    """Make the server omit unnecessary quotes, even if the role's settings ask for them."""
-    if not is_quoting:
-        yield
-        return
-    # format_type() and pg_get_expr() quote then too, so that every type and default would differ from the models'.
-    run(connection, "SET quote_all_identifiers = off")
-    try:
-        yield
-    finally:
-        run(connection, "SET quote_all_identifiers = on")
 
 
 def _column(

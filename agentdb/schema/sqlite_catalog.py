@@ -7,32 +7,21 @@ only in the CREATE statements, which SQLite stores verbatim.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema.queries import quote_name, rows
 from agentdb.schema.sqltext import (
+    ColumnText,
     TableText,
     column_default,
     column_type,
     folded,
-    literal,
     parse_create_index,
     parse_create_table,
-    tokenize,
 )
 from agentdb.schema.tables import Column, Key, Table
-
-
-class _Object(NamedTuple):
-    """A row of sqlite_master."""
-
-    kind: str
-    name: str
-    table: str
-    sql: str | None  # None for a constraint's index
 
 
 class _ColumnRow(NamedTuple):
@@ -52,55 +41,51 @@ def read(
 ) -> dict[str, Table]:
     """Return the tables, and the views, whose name ``is_wanted``."""
     # Of main alone: a program's temporary or attached tables may have the same names.
-    master = "SELECT type, name, tbl_name, sql FROM main.sqlite_master"
-    objects = [_Object(*row) for row in rows(connection, master)]
-    unlisted = _shadow_tables(connection)
-    tables = {}
-    for found in objects:
-        name = folded(found.name)
-        if found.kind not in ("table", "view") or name.startswith("sqlite_"):
-            continue
-        if name not in unlisted and is_wanted(name, found.kind == "view"):
-            tables[name] = _read(connection, found, objects)
-    return tables
-
-
-def _shadow_tables(connection: BaseDatabaseWrapper) -> set[str]:
-    """Return the tables that store a virtual table's data: ``notes_fts_content`` of ``notes_fts``."""
-    shadows = set()
-    # SQLite below 3.37 knows no such pragma and returns no row; there they pass for ordinary tables.
-    for _, name, kind, *_ in rows(connection, "PRAGMA main.table_list"):
-        if kind == "shadow":
-            shadows.add(folded(name))
-    return shadows
+    found = rows(
+        connection,
+        "SELECT type, name, sql FROM main.sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite@_%'"
+        " ESCAPE '@'",
+    )
+    return {
+        folded(name): _read(connection, kind, name, sql)
+        for kind, name, sql in found
+        if is_wanted(folded(name), kind == "view")
+    }
 
 
 def _read(
-    connection: BaseDatabaseWrapper, found: _Object, objects: list[_Object]
+    connection: BaseDatabaseWrapper, kind: str, stored_as: str, sql: str
 ) -> Table:
-    name = folded(found.name)
-    if found.kind == "view":
+    name = folded(stored_as)
+    if kind == "view":
         return Table(name, (), None, kind="view")
-    sql = found.sql or ""
     # Its columns need its module, which may not be loaded here.
     if sql.startswith("CREATE VIRTUAL TABLE"):  # as SQLite stores it
         return Table(name, (), None, kind="virtual table")
     text = parse_create_table(sql)
-    of_table = [each for each in objects if folded(each.table) == name]
+    # Without a constraint's index, which has no statement.
+    rest = rows(
+        connection,
+        "SELECT type, name, sql FROM main.sqlite_master WHERE lower(tbl_name) = %s AND sql IS NOT NULL ORDER BY name",
+        [name],
+    )
     # table_xinfo and not table_info, which leaves generated columns out.
-    pragma = f"PRAGMA main.table_xinfo({quote_name(found.name)})"
+    pragma = f"PRAGMA main.table_xinfo({quote_name(stored_as)})"
     stored = [_ColumnRow(*row) for row in rows(connection, pragma)]
-    columns = _columns(connection, stored, text)
     return Table(
         name=name,
-        columns=columns,
+        columns=_columns(connection, stored, text),
         primary_key=next((key for key in text.keys if not key.is_constraint), None),
         uniques=_uniques(text),
-        indexes=_indexes(of_table),
+        indexes=tuple(
+            parse_create_index(sql, fold_names=True)
+            for kind, _, sql in rest
+            if kind == "index"
+        ),
         foreign_keys=tuple(text.foreign_keys),
         checks=tuple(text.checks),
         options=text.options,
-        triggers=tuple(each.name for each in of_table if each.kind == "trigger"),
+        triggers=tuple(name for kind, name, _ in rest if kind == "trigger"),
     )
 
 
@@ -110,31 +95,21 @@ def _columns(
     written = {column.name: column for column in text.columns}
     columns = []
     for row in stored:
+        name = folded(row.name)
+        # A table that was made from a query has no definitions.
+        own = written.get(name, ColumnText(name, 0, 0))
+        collation = (own.collation or "binary").upper()
         column = Column(
-            name=folded(row.name),
+            name=name,
             type=column_type(connection, row.type),
             nullable=not row.not_null,
-            default=_default(row.default),
+            default=column_default(row.default),
+            collation=None if collation == "BINARY" else collation,
+            generated=own.generated,
+            conflict=own.conflict,
         )
-        if own := written.get(column.name):
-            collation = (own.collation or "BINARY").upper()
-            column = replace(
-                column,
-                collation=None if collation == "BINARY" else collation,
-                generated=own.generated,
-                conflict=own.conflict,
-            )
         columns.append(column)
     return tuple(columns)
-
-
-def _default(default: str | None) -> str | None:
-    """Return the canonical form of a default as ``table_xinfo`` shows it."""
-    tokens = tokenize(default or "")
-    # SQLite reads a quoted name in a default as a string.
-    if len(tokens) == 1 and tokens[0].kind == "name":
-        return literal(tokens[0].identifier)
-    return column_default(default)
 
 
 def _uniques(text: TableText) -> tuple[Key, ...]:
@@ -147,12 +122,3 @@ def _uniques(text: TableText) -> tuple[Key, ...]:
         if key.columns not in known
     }
     return tuple(unique for _, unique in sorted(uniques.items()))
-
-
-def _indexes(of_table: list[_Object]) -> tuple[Key, ...]:
-    indexes = [
-        parse_create_index(each.sql, fold_names=True)
-        for each in of_table
-        if each.kind == "index" and each.sql
-    ]
-    return tuple(sorted(indexes, key=lambda index: index.name))

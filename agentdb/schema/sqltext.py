@@ -5,26 +5,32 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema.queries import quote_name
 from agentdb.schema.tables import Check, ForeignKey, Key, KeyKind
 
+# s.t, varchar(20), numeric (10, 2), timestamp (3) with time zone, text[]
+_TYPE = r"""
+    (?:\w+\.)?(?:"[^"]*"|\w+)
+    (?:\s+(?:varying|precision)\b)?
+    (?:\s*\([\d\s,]*\))?
+    (?:\s+with(?:out)?\s+time\s+zone\b)?
+    (?:\[\])*
+"""
+# Servers write the type behind a literal: 'x'::text is what became of DEFAULT 'x'. So a literal's casts belong to it; a
+# cast of anything else may change the value. CockroachDB annotates every constant with ':::' and its type.
 _TOKEN = re.compile(
-    r"""
-      (?P<space>\s+|--[^\n]*|/\*.*?(?:\*/|$))
-    | (?P<string>[ex]?'(?:[^']|'')*'|\$\$.*?\$\$)
+    rf"""
+      (?P<space>\s+|--[^\n]*|/\*.*?(?:\*/|$)|:::\s*{_TYPE})
+    | (?:
+        (?P<string>[ex]?'(?:[^']|'')*'|\$\$.*?\$\$)
+      | (?P<number>0x[0-9a-f]+|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)
+      ) (?:\s*:::?\s*{_TYPE})*
     | (?P<name>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
-    | (?P<cast>:::?\s*
-        (?:\w+\.)?(?:"[^"]*"|\w+)       # s.t
-        (?:\s+(?:varying|precision)\b)?
-        (?:\s*\([\d\s,]*\))?           # (10, 2)
-        (?:\s+with(?:out)?\s+time\s+zone\b)?
-        (?:\[\])*
-      )
-    | (?P<number>0x[0-9a-f]+|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)
+    | (?P<cast>::\s*{_TYPE})
     | (?P<word>[^\W\d][\w$]*)
     | (?P<symbol>\|\||->>|->|<>|<=|>=|==|!=|<<|>>|.)
     """,
@@ -75,9 +81,9 @@ def tokenize(sql: str) -> list[Token]:
     """
     tokens = []
     for match in _TOKEN.finditer(sql):
-        kind = match.lastgroup
+        kind: Any = match.lastgroup
         if kind != "space":
-            tokens.append(Token(kind, match.group(), match.start(), match.end()))  # type: ignore[arg-type]
+            tokens.append(Token(kind, match[kind], match.start(), match.end()))
     return tokens
 
 
@@ -155,7 +161,6 @@ def _joined(tokens: Sequence[Token]) -> str:
 
 def _terms(tokens: Sequence[Token]) -> list[str]:
     """Render the tokens of one level; a call, a cast and a qualified name are one term: 'f ( x )' is 'f(x)'."""
-    tokens = _without_literal_casts(tokens)
     terms: list[str] = []
     before = _START
     for token in tokens:
@@ -176,23 +181,6 @@ def _is_glued(before: Token, token: Token) -> bool:
     if token.kind == "group":
         return _is_called(before)
     return token.kind == "cast" or "." in (before.text, token.text)
-
-
-def _without_literal_casts(tokens: Sequence[Token]) -> list[Token]:
-    """Drop the types that servers write behind literals: ``'x'::text`` is what became of ``DEFAULT 'x'``.
-
-    A cast of anything else stays: it may change the value.
-    """
-    kept: list[Token] = []
-    for token in tokens:
-        is_literal = bool(kept) and (
-            kept[-1].kind in ("string", "number") or kept[-1].word == "NULL"
-        )
-        # CockroachDB annotates every constant with ':::' and its type.
-        is_annotation = token.text.startswith(":::")
-        if not is_annotation and not (token.kind == "cast" and is_literal):
-            kept.append(token)
-    return kept
 
 
 def _is_called(token: Token) -> bool:
@@ -218,7 +206,7 @@ def _spelt(token: Token) -> str:
     if token.kind == "name":
         return quoted(token.identifier)
     if token.kind == "cast":
-        type_ = " ".join(token.text.lstrip(":").lower().split())
+        type_ = _plain_type(token.text.removeprefix("::"))
         return f"::{COCKROACH_TYPES.get(type_, type_)}"
     if token.kind == "word" and token.word not in _KEYWORDS:
         return token.text.lower()
@@ -452,10 +440,15 @@ _COCKROACH_TYPES = {**COCKROACH_TYPES, "integer": "bigint"}
 
 def column_type(connection: BaseDatabaseWrapper, declared: str) -> str:
     """Return the type in lower case, with single spaces and PostgreSQL's name for it."""
-    name = " ".join(declared.lower().split())
+    name = _plain_type(declared)
     if connection.vendor == "cockroachdb":
         return _COCKROACH_TYPES.get(name, name)
     return name
+
+
+def _plain_type(name: str) -> str:
+    # A server quotes all names if a role's settings ask for it.
+    return " ".join(name.lower().replace('"', "").split())
 
 
 def column_default(sql: str | None) -> str | None:
@@ -463,7 +456,7 @@ def column_default(sql: str | None) -> str | None:
     if sql is None:
         return None
     text = canonical(sql)
-    return None if text == "NULL" else text
+    return None if text.partition("::")[0] == "NULL" else text
 
 
 def literal(value: object) -> str:

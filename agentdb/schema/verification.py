@@ -103,14 +103,13 @@ class Verification:
     def _verdict_of_differences(self) -> str:
         if not self.differences:
             return f"The schema matches the models, and the recorded migrations are true: {listed(self.recorded)}."
-        if all(difference.code == UNREADABLE for difference in self.differences):
+        # With a true record and nothing pending only values can differ.
+        if self.differences[0].code == UNREADABLE:
             return "The schema matches the models, but there are timestamps that cannot be read. Correct them."
-        if all(difference.code == SPELLING for difference in self.differences):
-            return (
-                "The schema matches the models, but an old server, or another program, has written timestamps of its "
-                "own spelling. Run 'agentdb baselinedb'."
-            )
-        return f"These are the tables that {self.recorded[-1]} makes, but not those of the models. Reinstall agentdb."
+        return (
+            "The schema matches the models, but an old server, or another program, has written timestamps of its own "
+            "spelling. Run 'agentdb baselinedb'."
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {

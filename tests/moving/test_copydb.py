@@ -254,8 +254,6 @@ def test_verify_names_the_table_that_differs_and_copies_nothing(
 
     assert exit.value.code == 1
     assert out.getvalue().splitlines() == [
-        "Table 'sessions' differs: 2 rows in the source, 3 in the target.",
-        "Table 'sandboxes' differs: 3 rows in the source, 3 in the target, with different values.",
         "Table 'sessions', id 's3': only in the target.",
         "Table 'sandboxes', id 'b1': state is 'warming' in the source, 'cold' in the target.",
     ]
@@ -298,7 +296,6 @@ def test_verify_names_rows_that_one_side_lacks_between_rows_of_both(
         call_command("copydb", url, target, "--verify", stdout=out)
 
     assert out.getvalue().splitlines() == [
-        "Table 'sandboxes' differs: 3 rows in the source, 4 in the target.",
         "Table 'sandboxes', id 'a': only in the source.",
         "Table 'sandboxes', id 'b': only in the target.",
         "Table 'sandboxes', id 'd': only in the target.",
@@ -345,7 +342,7 @@ def test_verify_stops_naming_rows_after_twenty_and_goes_on_with_the_next_table(
         call_command("copydb", url, target, "--verify", stdout=out)
 
     lines = out.getvalue().splitlines()
-    assert len(lines) == 2 + 20 + 1 + 1
+    assert len(lines) == 20 + 1 + 1
     assert lines[-2:] == [
         "Table 'sessions': more rows differ.",
         "Table 'sandboxes', id 'b1': state is 'warming' in the source, 'other' in the target.",

@@ -90,11 +90,9 @@ class Command(AgentDbCommand):
         self.print_lines(copydb.left_behind(source))
 
     def _verify(self, source: str, target: str) -> None:
-        """Compare the sums of both sides, and if they differ, exit with the first rows that do."""
-        there = copydb.summarise(source, self.progress)
-        here = copydb.summarise(target, self.progress)
-        found = copydb.differences(there, here)
+        """Compare both sides, and if they differ, exit with the first rows that do."""
+        found = copydb.differing_rows(source, target)
         if found:
-            for line in found + copydb.differing_rows(source, target):
+            for line in found:
                 self.stdout.write(self.style.ERROR(line))
             sys.exit(1)
