@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from agentdb.conf import DEFAULT_URL, URL_VARIABLE, database_url, display_url
+from agentdb.conf import DEFAULT_URL, URL_VARIABLE
 from agentdb.errors import AgentDbError, InvalidInputError
 from agentdb.management.output import occupy_closed_descriptors, write_any_character
 from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load
@@ -71,7 +71,7 @@ def _answer(arguments: list[str]) -> int:
             []
         )  # Django has the words from the environment; docs/commands.md shows how to enable it
     if not arguments or arguments in (["help"], ["--help"], ["-h"]):
-        sys.stdout.write(_overview(url))
+        sys.stdout.write(_overview())
         return 0
     if arguments[0] == "makemigrations" and not _in_project(arguments):
         from agentdb.management.own_migrations import Command
@@ -201,7 +201,7 @@ def _versions() -> str:
     return f"agentdb {version('django-agentdb')} (Django {version('django')}, Python {platform.python_version()})"
 
 
-def _overview(url: str | None) -> str:
+def _overview() -> str:
     import django
     from django.core.management import get_commands, load_command_class
 
@@ -220,15 +220,9 @@ def _overview(url: str | None) -> str:
         f"Django's commands work too, among them {', '.join(_DJANGO_COMMANDS)}.",
         "'agentdb COMMAND --help' says more about one.",
         "",
+        f"The database is that of --url, or of {URL_VARIABLE} in the environment; without both it is {DEFAULT_URL}.",
+        f"With {SETTINGS_VARIABLE} it is that project's.",
     ]
-    settings = os.environ.get(SETTINGS_VARIABLE)
-    if settings:
-        lines += [f"Database: what the Django settings {settings!r} say."]
-    else:
-        lines += [
-            f"Database: {display_url(database_url(url))}",
-            f"Another one: --url, or {URL_VARIABLE} in the environment; without both it is {DEFAULT_URL}.",
-        ]
     return "\n".join(lines) + "\n"
 
 

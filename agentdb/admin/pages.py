@@ -267,7 +267,8 @@ def _sums(model_admin: Any, grouping: Grouping) -> dict[str, Any]:
         linked.append((url, group))
     # The longest bar, and the sum: also of the groups that are not shown.
     most = max((group.rows for group in groups), default=0)
-    whole = sum(groups, Grouped(None, 0))
+    counts = zip(*(group[1:] for group in groups), strict=True)
+    whole = Grouped(None, *map(sum, counts))
     return {
         "problem": answer.problem,
         "groups": linked,

@@ -31,11 +31,10 @@ from django.db.models.functions import Cast, Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext, ngettext_lazy
 
-from agentdb.console.display import lasting, readable, relative
+from agentdb.console.display import readable, relative
 from agentdb.console.failures import Failures, failures
 from agentdb.console.figures import select_from
 from agentdb.console.questions import Problem
-from agentdb.console.reading import is_unreadable
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, Sandbox, Session
 from agentdb.querysets import FINISHED, SessionQuerySet
@@ -275,8 +274,7 @@ class Check(NamedTuple):
     oldest: str = ""  # the label of the oldest row's time
     by: str = "runner_id"  # a column whose value the rows may share
     shared: str = ""
-    of_row: str = ""  # the sentence on a row's own page
-    # Other tables that the sentence mentions, which the user must be allowed to see.
+    # Other tables that it tells of, which the user must be allowed to see.
     reads: frozenset[type[Model]] = frozenset()
     # A silent runner's sessions are counted in its line, once.
     leaves_out_silent_runners: bool = False
@@ -286,16 +284,6 @@ class Check(NamedTuple):
     def at(self) -> str:
         """The column with the row's age."""
         return "last_active_at" if self.model is Session else "last_used_at"
-
-    def say(self, row: Any, shared: str, now: datetime) -> str:
-        """Return the sentence on the page of the row, whose value in the column ``by`` is ``shared``."""
-        at = getattr(row, self.at)
-        is_known = not is_unreadable(at) and at <= now
-        return self.of_row.format(
-            age=lasting(now - at) if is_known else "?",
-            state=row.status if self.model is Session else row.state,
-            shared=shared,
-        )
 
     def counted(self, fleet: Fleet) -> QuerySet[Any]:
         """Return the rows that the overview counts and the list shows."""
@@ -368,7 +356,6 @@ def checks() -> list[Check]:
             urgent=True,
             oldest=gettext("the longest silent: %s"),
             shared=on_runner,
-            of_row=gettext("It is active, and has given no sign of life for {age}."),
             leaves_out_silent_runners=True,
         ),
         Check(
@@ -383,7 +370,6 @@ def checks() -> list[Check]:
             urgent=True,
             oldest=gettext("the oldest: %s"),
             shared=on_runner,
-            of_row=gettext("It has been starting for {age}."),
             leaves_out_silent_runners=True,
         ),
         Check(
@@ -398,7 +384,6 @@ def checks() -> list[Check]:
             oldest=gettext("the longest unused: %s"),
             by="whose",
             shared=gettext("%(count)s with session %(name)s"),
-            of_row=gettext("It is {state}; its session: {shared}."),
             reads=frozenset({Session}),
         ),
         Check(
@@ -412,7 +397,6 @@ def checks() -> list[Check]:
             ),
             oldest=gettext("the oldest sign of life: %s"),
             shared=on_runner,
-            of_row=gettext("It is {state}, and its sandbox is gone."),
             reads=frozenset({Sandbox}),
         ),
         Check(
@@ -426,9 +410,6 @@ def checks() -> list[Check]:
             ),
             by="agent_name",
             shared=gettext("%(count)s of agent %(name)s"),
-            of_row=gettext(
-                "It is {state}, and no agent of its tenant is called {shared!r}."
-            ),
             reads=frozenset({Agent}),
         ),
     ]
@@ -436,24 +417,20 @@ def checks() -> list[Check]:
 
 def check_of(code: str) -> Check | None:
     """Return the check that an address names, or None."""
-    for check in checks():
-        if check.code == code:
-            return check
-    return None
+    return next((check for check in checks() if check.code == code), None)
 
 
 def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]:
-    """Return what is wrong with one row, a sentence each: the row is asked for among those of each check."""
+    """Return the titles of the checks that find the row, of those that are about single rows."""
     fleet = Fleet(alias)
-    sentences = []
+    titles = []
     for check in checks():
-        if check.model is not type(row) or not check.of_row:
+        if check.model is not type(row) or check.find_in is not _count_rows:
             continue
-        if check.reads.issubset(allowed):
-            this = check.rows(fleet).filter(pk=row.pk).order_by()
-            for shared in this.values_list(check.by, flat=True):
-                sentences.append(check.say(row, shared, fleet.now))
-    return sentences
+        this = check.rows(fleet).filter(pk=row.pk)
+        if check.reads.issubset(allowed) and this.exists():
+            titles.append(check.title)
+    return titles
 
 
 def _find_runners(check: Check, fleet: Fleet) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -224,20 +225,15 @@ def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hou
     for number in range(hours):
         at = first + timedelta(hours=number)
         name = f"{at:%Y-%m-%d %H}"
-        hour = Hour(
-            at,
-            opened.get(name, 0),
-            failed.get(name, 0),
-        )
-        found.append(hour)
+        found.append(Hour(at, opened[name], failed[name]))
     return found
 
 
-def _by_hour(sessions: SessionQuerySet) -> dict[str, int]:
+def _by_hour(sessions: SessionQuerySet) -> Counter[str]:
     """Count the sessions by the hour of their creation, such as '2026-03-14 15'."""
     hour = Begin("created_at", length=13)
     counts = sessions.values_list(hour).annotate(n=Count("*"))
-    return dict(counts)
+    return Counter(dict(counts))
 
 
 # -- by tenant, and by other values of an index

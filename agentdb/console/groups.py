@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
@@ -58,23 +57,13 @@ def moment(text: str, now: datetime) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True)
-class Grouped:
+class Grouped(NamedTuple):
     """One group: its value (None for NULL), its rows, and for sessions how many are live and how many failed."""
 
     value: str | None
-    rows: int
+    rows: int = 0
     live: int = 0
     failed: int = 0
-
-    def __add__(self, other: Grouped) -> Grouped:
-        """Return both groups as one, which has no value of its own."""
-        return Grouped(
-            None,
-            self.rows + other.rows,
-            self.live + other.live,
-            self.failed + other.failed,
-        )
 
     @property
     def percent_failed(self) -> str:

@@ -126,11 +126,12 @@ def ask(
             return Answer(asked())
     except Unanswered as error:
         problem = error.problem
-        if problems is None or problem not in problems:
+        if problems is None:
+            problems = []
+        if problem not in problems:
+            problems.append(problem)
             trace = error.cause if error.is_mistake else None
             logger.warning("%s %s", problem.sentence, problem.said, exc_info=trace)
-        if problems is not None and problem not in problems:
-            problems.append(problem)
         return Answer(None, problem)
 
 

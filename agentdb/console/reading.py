@@ -193,11 +193,10 @@ def _unreadable(connection: BaseDatabaseWrapper, rows: Sequence[Any]) -> Problem
     """
     values = []
     for row in rows:
-        table = row._meta.db_table
         for name, value in vars(row).items():
             if is_unreadable(value):
                 shown = value[:_SHOWN_CHARACTERS]
-                place = UnreadableValue(table, row.pk, name, shown)
+                place = UnreadableValue(row._meta.db_table, row.pk, name, shown)
                 values.append(f"{capitalized(str(place))}.")
     if not values:
         return None

@@ -238,13 +238,13 @@ def test_rows_of_other_tables_that_stay_are_said(db: DjangoDb, url: str):
 
     assert dry.out == (
         "3 would be deleted. Nothing was changed.\n"
-        "Rows of 'messages' that name these sessions and would stay: 9. --also messages deletes them.\n"
-        "Rows of 'usage' that name these sessions and would stay: 1. --also usage deletes them.\n"
+        "Rows of 'messages' that name these sessions: 9. They stay; --also messages deletes them.\n"
+        "Rows of 'usage' that name these sessions: 1. They stay; --also usage deletes them.\n"
     )
     assert run.out == (
         "Deleted 3 sessions.\n"
-        "Rows of 'messages' that name these sessions and stay: 9. --also messages deletes them.\n"
-        "Rows of 'usage' that name these sessions and stay: 1. --also usage deletes them.\n"
+        "Rows of 'messages' that name these sessions: 9. They stay; --also messages deletes them.\n"
+        "Rows of 'usage' that name these sessions: 1. They stay; --also usage deletes them.\n"
     )
     assert len(execute(url, "SELECT id FROM messages")) == 19
 
@@ -274,13 +274,13 @@ def test_rows_of_the_tables_that_are_named_go_with_the_sessions(
 
     assert dry.out == (
         "3 would be deleted. Nothing was changed.\n"
-        "Rows of 'messages' that name these sessions and would be deleted with them: 9.\n"
-        "Rows of 'odd \"name' that name these sessions and would be deleted with them: 9.\n"
+        "Rows of 'messages' that name these sessions: 9. They go with them.\n"
+        "Rows of 'odd \"name' that name these sessions: 9. They go with them.\n"
     )
     assert run.out == (
         "Deleted 3 sessions.\n"
-        "Rows of 'messages' that name these sessions and were deleted with them: 9.\n"
-        "Rows of 'odd \"name' that name these sessions and were deleted with them: 9.\n"
+        "Rows of 'messages' that name these sessions: 9. They go with them.\n"
+        "Rows of 'odd \"name' that name these sessions: 9. They go with them.\n"
     )
     assert (
         sessions_of(url, "messages")

@@ -71,7 +71,7 @@ def test_without_arguments_it_lists_its_own_commands_with_their_help_first(overv
     assert {"baselinedb", "migrate", "verifydb"} <= set(own)
     assert own == sorted(own)
     assert all(len(line.split()) > 3 for line in lines[2 : lines.index("", 2)])
-    assert "Database: sqlite:///agentdb.sqlite3" in lines
+    assert lines[-2].endswith("; without both it is sqlite:///agentdb.sqlite3.")
 
 
 @pytest.mark.parametrize("argument", ["help", "--help", "-h"])
@@ -81,13 +81,6 @@ def test_help_is_the_same_list(cli, argument, overview):
 
 def test_the_list_creates_no_database(overview):
     assert list(overview[1].iterdir()) == []
-
-
-def test_the_list_shows_the_database_url_without_its_password(cli):
-    output = cli(DATABASE_URL="postgresql://ann:geheim@db.example/agents").stdout
-
-    assert "Database: postgresql://ann:***@db.example/agents" in output.splitlines()
-    assert "geheim" not in output
 
 
 def test_version_names_agentdb_django_and_python(cli):
@@ -231,13 +224,6 @@ def test_the_settings_option_names_a_project_too(cli, host, tmp_path):
 
     assert finished.returncode == 0, finished.stderr
     assert versions(f"sqlite:///{tmp_path}/host.db") == 1
-
-
-def test_the_list_says_which_settings_it_uses(cli, host):
-    assert (
-        cli(DJANGO_SETTINGS_MODULE=host).stdout.splitlines()[-1]
-        == "Database: what the Django settings 'host' say."
-    )
 
 
 def test_a_url_beside_a_projects_settings_is_refused(cli, host):

@@ -72,27 +72,21 @@ class Command(DatabaseCommand):
         # Counted before: afterwards the sessions that the rows name are gone.
         total = sessions.count()
         rows = prune.rows_naming(sessions, tables)
-        if dry_run:
-            self.stdout.write(f"{total:,} would be deleted. Nothing was changed.")
-            self._say_rows(rows, tables, "would be deleted with them", "would stay")
-            return
-        for batch in prune.prune(db, database, ended_before, tables):
-            self.pruned += batch
-            # Sessions may have ended since they were counted.
-            self.progress("sessions", self.pruned, max(total, self.pruned))
-        self.stdout.write(f"Deleted {counted(self.pruned, 'session')}.")
-        self._say_rows(rows, tables, "were deleted with them", "stay")
-
-    def _say_rows(
-        self, rows: dict[str, int], also: tuple[str, ...], deleted: str, left: str
-    ) -> None:
-        """Report what happens to the rows of other tables, as counted before."""
+        said = f"{total:,} would be deleted. Nothing was changed."
+        if not dry_run:
+            for batch in prune.prune(db, database, ended_before, tables):
+                self.pruned += batch
+                # Sessions may have ended since they were counted.
+                self.progress("sessions", self.pruned, max(total, self.pruned))
+            said = f"Deleted {counted(self.pruned, 'session')}."
+        self.stdout.write(said)
         for table, count in rows.items():
-            named = f"Rows of {table!r} that name these sessions and"
-            line = f"{named} {left}: {count:,}. --also {table} deletes them."
-            if table in also:
-                line = f"{named} {deleted}: {count:,}."
-            self.stdout.write(line)
+            fate = f"They stay; --also {table} deletes them."
+            if table in tables:
+                fate = "They go with them."
+            self.stdout.write(
+                f"Rows of {table!r} that name these sessions: {count:,}. {fate}"
+            )
 
     def interrupted(self) -> str:
         if not self.pruned:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import re
 import secrets
 import sys
 from contextlib import ExitStack
@@ -82,7 +81,9 @@ class Command(DatabaseCommand):
             read_only = True
         settings = {
             "database": _served(configured, read_only=read_only),
-            "name": _name(configured),
+            # A host name of its own, because cookies are shared between ports, and random, because a cookie of an old
+            # server is not to open a new one.
+            "name": f"agentdb-{secrets.token_hex(3)}",
             "port": port,
             "user": user,
             "read_only": read_only,
@@ -177,17 +178,6 @@ def _read_only_name(path: Path) -> str:
     name = f"file:{quote(str(path.absolute()))}?mode=ro"
     # If no index of the write-ahead log can be made, nobody can be writing to the file either.
     return name if os.access(path.parent, os.W_OK) else f"{name}&immutable=1"
-
-
-def _name(connection: BaseDatabaseWrapper) -> str:
-    """Return a host name of its own for this server, because cookies are shared between ports."""
-    called = str(connection.settings_dict["NAME"])
-    if path := sqlite_path(connection):
-        called = path.stem
-    readable = re.sub(r"[^a-z0-9]+", "-", called.lower())
-    readable = readable.strip("-")[:30].strip("-") or "agentdb"
-    # Random as well: two servers may show databases of one name, and a cookie of an old one is not to open a new one.
-    return f"{readable}-{secrets.token_hex(3)}"
 
 
 def _user(asked: str | None) -> str:
