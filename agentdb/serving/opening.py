@@ -7,8 +7,15 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from django.apps import apps as django_apps
+from django.conf import settings
+from django.core.management import CommandError
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import ConnectionHandler
 
 from agentdb.conf import INSTALLED_APPS, URL_VARIABLE, database_from_url, database_url
 from agentdb.errors import (
@@ -19,15 +26,13 @@ from agentdb.errors import (
 )
 from agentdb.faults import is_final
 from agentdb.keys import KeyHashes
-from agentdb.serving import own_apps
+from agentdb.schema.migration_record import migration_names
+from agentdb.serving import host, own_apps
+from agentdb.serving.adapter import DjangoDb
 from agentdb.serving.aio import DEFAULT_MAX_WORKERS, AsyncDb
+from agentdb.serving.connections.threads import Threads
+from agentdb.serving.executor import Executor
 from agentdb.sqlite_files import encoding_concern
-
-if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
-
-    from agentdb.serving.adapter import DjangoDb
-    from agentdb.serving.executor import Executor
 
 _FIRST_DELAY_SECONDS = 0.05
 _LONGEST_DELAY_SECONDS = 2.0
@@ -67,18 +72,9 @@ def connect(
     names = own_apps.app_names(apps)
     alias, owned = _alias(url, names)
 
-    from django.db import connections
-
-    from agentdb.serving.adapter import DjangoDb
-    from agentdb.serving.connections.threads import Threads
-    from agentdb.serving.executor import Executor
-
-    in_memory = connections.settings[alias]["NAME"] == ":memory:"
-    executor = Executor(
-        Threads(alias, owned=owned, shared=owned and in_memory, creates=migrate)
-    )
+    executor = Executor(Threads(alias, owned=owned))
     try:
-        _check_file(connections[alias], may_be_missing=migrate)
+        _check_file(connections[alias], create=migrate)
         _wait(executor, timeout_seconds)
         _bring_up_to_date(executor, migrate)
     except BaseException:
@@ -135,13 +131,7 @@ def open_alias(alias: str) -> DjangoDb:
 
     Raises ``SchemaOutOfDateError`` if migrations are missing, and creates no file.
     """
-    from django.db import connections
-
-    from agentdb.serving.adapter import DjangoDb
-    from agentdb.serving.connections.threads import Threads
-    from agentdb.serving.executor import Executor
-
-    _check_file(connections[alias], may_be_missing=False)
+    _check_file(connections[alias], create=False)
     executor = Executor(Threads(alias))
     executor.threads.ensure_connected()
     _bring_up_to_date(executor, migrate=False)
@@ -158,11 +148,6 @@ def configure(url: str | None = None) -> str:
 
 def _alias(url: str | None, names: Sequence[str] | None) -> tuple[str, bool]:
     """Return the alias for the URL, and whether agentdb closes it; install the named apps."""
-    from django.conf import settings
-    from django.db import DEFAULT_DB_ALIAS
-
-    from agentdb.serving import host
-
     wanted = names or ()
     with _setup:
         if not settings.configured and host.SETTINGS_VARIABLE not in os.environ:
@@ -178,11 +163,6 @@ def _alias(url: str | None, names: Sequence[str] | None) -> tuple[str, bool]:
 
 def _configure_alone(url: str | None, names: Sequence[str]) -> None:
     """Configure Django for a program that is not a Django project."""
-    from django.conf import settings
-    from django.db import DEFAULT_DB_ALIAS
-
-    from agentdb.serving import host
-
     global _standalone
     own_apps.labels_of(
         names
@@ -202,20 +182,13 @@ def _configure_alone(url: str | None, names: Sequence[str]) -> None:
 
 def check_configured(names: Sequence[str]) -> None:
     """Load the apps of an already configured Django, and check that it has what agentdb needs."""
-    from django.apps import apps
-
-    from agentdb.serving import host
-
-    if not apps.ready:
+    if not django_apps.ready:
         host.set_up()
     host.check_set_up()
     own_apps.check_installed(names)
 
 
 def _add_database(url: str, names: Sequence[str] = ()) -> str:
-    from django.db import connections
-    from django.db.utils import ConnectionHandler
-
     alias = f"agentdb_{next(_numbers)}"
     # A separate handler fills in the defaults that Django expects.
     database = own_apps.with_apps(database_from_url(url), names)
@@ -228,8 +201,6 @@ def _add_database(url: str, names: Sequence[str] = ()) -> str:
 @contextmanager
 def temporary_alias(url: str) -> Iterator[str]:
     """Yield a temporary alias for the database of ``url``; Django must be configured."""
-    from django.db import connections
-
     alias = _add_database(url)
     try:
         yield alias
@@ -238,8 +209,8 @@ def temporary_alias(url: str) -> Iterator[str]:
         del connections[alias], connections.settings[alias]
 
 
-def _check_file(connection: BaseDatabaseWrapper, *, may_be_missing: bool) -> None:
-    """Refuse a SQLite file with UTF-16 texts, and a missing one, which SQLite would create empty."""
+def _check_file(connection: BaseDatabaseWrapper, *, create: bool) -> None:
+    """Refuse a SQLite file with UTF-16 texts, and create or refuse a missing one: connections open only what exists."""
     name = str(connection.settings_dict["NAME"])
     if connection.vendor != "sqlite" or name == ":memory:" or name.startswith("file:"):
         return
@@ -248,10 +219,10 @@ def _check_file(connection: BaseDatabaseWrapper, *, may_be_missing: bool) -> Non
     except PermissionError:
         return  # The error of opening it names the folder.
     except OSError:
-        if may_be_missing:
+        if create:
+            with suppress(OSError):  # The error of opening it has the reason.
+                Path(name).touch(mode=0o644)
             return
-        from agentdb.schema.migration_record import migration_names
-
         raise SchemaOutOfDateError(
             f"SQLite database {name!r} does not exist. Run 'agentdb migrate' or pass migrate=True to create it.",
             pending=migration_names(),
@@ -278,8 +249,6 @@ def _wait(executor: Executor, timeout_seconds: float) -> None:
 
 def _bring_up_to_date(executor: Executor, migrate: bool) -> None:
     """Raise the problem with the schema; if ``migrate`` and migrations are missing, first apply them."""
-    from django.core.management import CommandError
-
     slot = executor.threads.slot()
     place = executor.describe()
     with slot.operation():

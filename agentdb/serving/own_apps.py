@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from django.apps import AppConfig
+from django.apps import apps as django_apps
+from django.core.management import call_command
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError, InvalidInputError, SchemaOutOfDateError
-
-if TYPE_CHECKING:
-    from django.apps import AppConfig
-    from django.db.backends.base.base import BaseDatabaseWrapper
+from agentdb.schema import migration_record
+from agentdb.schema.migration_lock import migration_lock
+from agentdb.serving.host import in_one_line
 
 APPS_VARIABLE = "AGENTDB_APPS"
 
@@ -35,9 +40,7 @@ def _is_name(value: object) -> bool:
 
 def check_installed(names: Sequence[str]) -> None:
     """Raise ``InvalidInputError`` for an app that is not installed in this process."""
-    from django.apps import apps
-
-    installed = {config.name for config in apps.get_app_configs()}
+    installed = {config.name for config in django_apps.get_app_configs()}
     missing = [name for name in names if _config(name).name not in installed]
     if missing:
         listed = ", ".join(map(repr, missing))
@@ -50,10 +53,10 @@ def check_installed(names: Sequence[str]) -> None:
 
 def installed_names() -> list[str]:
     """Return the names of all installed apps except agentdb."""
-    from django.apps import apps
-
     return [
-        config.name for config in apps.get_app_configs() if config.name != "agentdb"
+        config.name
+        for config in django_apps.get_app_configs()
+        if config.name != "agentdb"
     ]
 
 
@@ -73,8 +76,6 @@ def with_apps(database: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError | None:
     """Return why agentdb or the database's apps cannot work on the tables, with the command to run."""
-    from agentdb.schema import migration_record
-
     problem = migration_record.schema_problem(connection, place)
     if problem is not None:
         return problem
@@ -91,12 +92,6 @@ def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError 
 
 def migrate(alias: str) -> None:
     """Apply the missing migrations of agentdb and the database's apps; one process does so while the others wait."""
-    from django.core.management import call_command
-    from django.db import connections
-
-    from agentdb.schema import migration_record
-    from agentdb.schema.migration_lock import migration_lock
-
     migration_record.migrate(alias)
     connection = connections[alias]
     if not _apps_of(connection):
@@ -136,10 +131,6 @@ def _pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
 
 def _config(name: str) -> AppConfig:
     """Return the app's configuration; ``InvalidInputError`` says why it cannot be loaded."""
-    from django.apps import AppConfig
-
-    from agentdb.serving.host import in_one_line
-
     try:
         config = AppConfig.create(name)
         if not hasattr(config.module, "__path__"):

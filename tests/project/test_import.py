@@ -37,7 +37,7 @@ def test_import_of_agentdb_imports_neither_django_nor_a_driver(tmp_path: Path) -
 import sys
 before = set(sys.modules)
 import agentdb, agentdb.serving.aio, agentdb.conf, agentdb.errors, agentdb.interface, agentdb.keys
-agentdb.connect, agentdb.connect_async, agentdb.AsyncDb, agentdb.Db, agentdb.SessionStatus
+agentdb.AsyncDb, agentdb.Db, agentdb.SessionStatus
 new = set(sys.modules) - before
 print(sorted(name for name in new if name.split(".")[0] in ("django", "psycopg", "sqlite3",
     "dj_database_url", "asgiref")))

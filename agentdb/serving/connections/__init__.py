@@ -12,10 +12,8 @@ from agentdb.serving.connections.sqlite import SqliteEngine
 from agentdb.serving.host import cannot_load
 
 
-def engine_of(
-    wrapper: BaseDatabaseWrapper, *, owned: bool = False, creates: bool = False
-) -> Engine:
-    """Return the engine of a connection; ``creates``: it may create a SQLite file."""
+def engine_of(wrapper: BaseDatabaseWrapper, *, owned: bool = False) -> Engine:
+    """Return the engine of a connection."""
     if not settings.USE_TZ or wrapper.settings_dict["TIME_ZONE"] not in (None, "UTC"):
         # SQLite would store the project's local times beside UTC ones, as text that looks the same.
         raise AgentDbError(
@@ -32,7 +30,6 @@ def engine_of(
         return SqliteEngine(
             wrapper.settings_dict,
             owned=owned,
-            creates=creates,
             in_memory=sqlite_path(wrapper) is None,
         )
     if wrapper.vendor in ("postgresql", "cockroachdb"):

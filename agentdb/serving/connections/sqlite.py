@@ -111,12 +111,10 @@ class SqliteEngine(Engine):
         settings_dict: dict[str, Any],
         *,
         owned: bool = False,
-        creates: bool = False,
         in_memory: bool,
     ) -> None:
         super().__init__(settings_dict, owned=owned)
         self.place: Place | None = None  # when a connection last opened it
-        self._creates = creates
         self.turns: Turns | None = None
         self.is_in_memory = in_memory
         if not in_memory:
@@ -145,7 +143,7 @@ class SqliteEngine(Engine):
         wrapper: BaseDatabaseWrapper,
         limit: float | None,
     ) -> Iterator[None]:
-        """Let the body open the file at the path, but create none, unless the engine ``creates``.
+        """Let the body open the file at the path, but create none.
 
         Raises ``DatabaseUnavailableError`` if the file is not the one that was open before, and ``AgentDbError`` if a
         fork left it open.
@@ -160,9 +158,6 @@ class SqliteEngine(Engine):
                 "SQLite cannot use the file here without losing writes. Close that connection before the fork, or "
                 "start the process with 'spawn'."
             )
-        if self._creates and self.place is None:
-            yield
-            return
         # SQLite takes mode=rw only in a URI, while NAME is a path, which messages show. So the parameters are changed
         # for this one call. mode=rw makes SQLite fail for a missing file; a check before opening would leave a moment
         # in between.

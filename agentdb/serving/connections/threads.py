@@ -127,18 +127,11 @@ class ConnectionLimit:
 class Threads:
     """The connections of one alias, one for each calling thread, in the wrapper that Django keeps for it.
 
-    With ``shared`` all threads take turns on one. ``owned`` connections are closed with this; others are the host's.
-    ``creates``: a missing SQLite file may be created.
+    ``owned`` connections are closed with this; others are the host's. All threads take turns on an owned one to a
+    database in memory.
     """
 
-    def __init__(
-        self,
-        alias: str,
-        *,
-        owned: bool = False,
-        shared: bool = False,
-        creates: bool = False,
-    ) -> None:
+    def __init__(self, alias: str, *, owned: bool = False) -> None:
         if alias not in connections.settings:
             raise InvalidInputError(
                 f"Unknown database alias {alias!r}; known are {', '.join(connections)}."
@@ -157,9 +150,9 @@ class Threads:
             if owned:
                 self._forget_alias()
             raise DatabaseUnavailableError(reason) from error
-        self.engine = engine_of(wrapper, owned=owned, creates=creates)
+        self.engine = engine_of(wrapper, owned=owned)
         self._shared: Slot | None = None
-        if shared:
+        if owned and self.engine.is_in_memory:
             self._shared = Slot(self.engine, wrapper)
             wrapper.inc_thread_sharing()
         file = None if self.engine.has_server else own["NAME"]
