@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, NamedTuple
 
@@ -162,18 +162,6 @@ REVOKE = Action(
     ),
     short_description=gettext_lazy("Revoke selected API keys"),
     deletes=True,
-)
-
-
-# Its ``act`` depends on the statuses to restore.
-RESUME = Action(
-    "resume",
-    "resume",
-    ("status",),
-    _pause,
-    gettext_lazy("Resume"),
-    gettext_lazy("Resume %s"),
-    gettext_lazy("Resumed %s"),
 )
 
 
@@ -528,7 +516,7 @@ def undo(model_admin: Any, request: HttpRequest) -> HttpResponse:
     The result of a pause sends its lines. Later, somebody pastes them from the log.
     """
     if not model_admin.has_act_permission(request):
-        refuse(request, RESUME.verb)
+        refuse(request, "resume")
     problem = ""
     lines = request.POST.get("lines", "")
     if request.method == "POST":
@@ -558,7 +546,15 @@ def _resume(
             only_if=SessionStatus.PAUSED,
         )
 
-    resume = replace(RESUME, act=act)
+    resume = Action(
+        "resume",
+        "resume",
+        ("status",),
+        act,
+        gettext("Resume"),
+        gettext("Resume %s"),
+        gettext("Resumed %s"),
+    )
     asked = Asked.of(request)._replace(ids=list(before), confirmed=len(before))
     work = Work(resume, model_admin, request, asked)
     # The ids are in the form, as if they were ticked: no query has to find them.

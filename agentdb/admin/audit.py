@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 from django.conf import settings
@@ -157,13 +158,9 @@ def _message(entry: Entry, id: str) -> str:
 
 def _append(path: str, text: str) -> None:
     """Append a line and flush it to the disk."""
-    # O_APPEND and a single write keep the lines of several processes apart.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    line = f"{text}\n".encode()
     # The owner alone may read a new file: its lines name users, tenants and addresses.
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        os.write(descriptor, line)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    private = partial(os.open, mode=0o600)
+    # Without a buffer, a single write keeps the lines of several processes apart.
+    with open(path, "ab", buffering=0, opener=private) as file:
+        file.write(f"{text}\n".encode())
+        os.fsync(file.fileno())

@@ -107,18 +107,16 @@ class RowList(ChangeList):
     problems: list[Problem]  # what could not be read
     sentences: list[str]  # what the address means, where that is not what it says
 
-    def get_filters_params(self, params: Any = None) -> dict[str, Any]:
+    def get_filters(self, request: HttpRequest) -> Any:
         """Leave out our own parameter, which Django would take for a lookup on a column, and refuse."""
-        found = super().get_filters_params(params)
-        found.pop(AFTER, None)
-        return found
+        # Django builds the links of filters and headings from these parameters too. Without the place in them, a link
+        # that changes a filter leads to the first page.
+        self.params.pop(AFTER, None)
+        self.filter_params.pop(AFTER, None)
+        return super().get_filters(request)
 
     def get_ordering(self, request: HttpRequest, queryset: Any) -> Any:
         """Return the order that Django reads from the address, or the list's own one; sets ``order``."""
-        # Django builds the links of filters and headings from these parameters. Without the place in them, a link that
-        # changes a filter leads to the first page.
-        self.params.pop(AFTER, None)
-        self.filter_params.pop(AFTER, None)
         # Django sorts by several columns, of which a list takes the first.
         asked = str(super().get_ordering(request, queryset)[0])
         at = asked.removeprefix("-")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from django import forms
 from django.contrib import admin
 from django.contrib.admin import helpers
+from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db import router
 from django.db.models import Model
 from django.http import HttpRequest
 from django.urls import URLPattern, path
-from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
@@ -40,6 +40,7 @@ from agentdb.admin.display import (
     list_url,
     name_of,
     none,
+    page,
     row_link,
     runner_link,
     short_path,
@@ -150,7 +151,6 @@ class ReadFirstAdmin(ModelAdmin):
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER  # they count the rows of each choice
     list_display_links = None  # the columns have links of their own
-    change_form_template = "admin/agentdb/row.html"
 
     # None of Django's scripts: the one for actions needs elements that these lists do not have. See head.html for ours.
     media = forms.Media()
@@ -177,8 +177,33 @@ class ReadFirstAdmin(ModelAdmin):
         return super().changelist_view(request, extra_context)
 
     @guard
-    def change_view(self, request: HttpRequest, *args: Any, **more: Any) -> Any:
-        return super().change_view(request, *args, **more)
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        *args: Any,
+        **more: Any,
+    ) -> Any:
+        """Show a row with what it names, and its actions, instead of Django's form."""
+        row = None
+        if request.method != "POST" and self.has_view_permission(request):
+            row = self.get_object(request, unquote(object_id))
+        if row is None:  # Django answers 403, or says that the row is gone
+            return super().change_view(request, object_id)
+        about = rows.about(self.admin_site, row, self.alias)
+        kind = capfirst(name_of(self.model))
+        json = as_json(row)
+        return page(
+            self,
+            request,
+            "row",
+            **about,
+            title=f"{kind} {about['name']}",
+            original=row,
+            problems=row.problems,
+            json=json if len(json) <= LONGEST_JSON else "",
+            row_actions=self.row_actions(request, row),
+        )
 
     def get_urls(self) -> list[URLPattern]:
         """Return the pages of ``views``, the export, and Django's own."""
@@ -191,9 +216,9 @@ class ReadFirstAdmin(ModelAdmin):
                 name=f"agentdb_{self.opts.model_name}_export",
             )
         ]
-        for name, page in self.views.items():
-            shown = view(partial(page, self))
-            own.append(path(f"{name}/", shown, name=f"agentdb_{name}"))
+        for name, show in self.views.items():
+            answer = view(partial(show, self))
+            own.append(path(f"{name}/", answer, name=f"agentdb_{name}"))
         return [*own, *super().get_urls()]
 
     @partial(guard, read_seconds=WRITE_SECONDS)
@@ -228,31 +253,6 @@ class ReadFirstAdmin(ModelAdmin):
         """Return the actions that this user may run on the row in its present state."""
         may_act = self.has_act_permission(request)
         return [action for action in self.actions if may_act and action.changes(row)]
-
-    def render_change_form(
-        self,
-        request: HttpRequest,
-        context: Any,
-        *args: Any,
-        **more: Any,
-    ) -> Any:
-        """Add to the context what ``row.html`` shows of the row that ``get_object`` has read."""
-        # The template shows the row instead of Django's form, which is made nevertheless, read-only and unread.
-        row = more.get("obj")
-        if row is not None:
-            about = rows.about(self.admin_site, row, self.alias)
-            kind = capfirst(name_of(self.model))
-            json = as_json(row)
-            context |= {
-                **about,
-                "title": f"{kind} {about['name']}",
-                "subtitle": None,
-                "problems": row.problems,
-                "json": json if len(json) <= LONGEST_JSON else "",
-                "now": timezone.now(),
-                "row_actions": self.row_actions(request, row),
-            }
-        return super().render_change_form(request, context, *args, **more)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RowList]:
         return RowList

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -220,24 +219,19 @@ class _Overview(NamedTuple):
         """
         # One reason, so that all hidden checks are one line.
         reason = Problem(gettext("Your account may not see these rows."))
-        seen, hidden = [], []
-        for found in report.findings:
+        for number, found in enumerate(report.findings):
             check = check_of(found.code)
-            if check is None or check.model in self.allowed:
-                seen.append(found)
-            else:
-                hidden.append(replace(found, problem=reason))
-        report.findings = seen
-        lines = []
-        for found in report.wrong:
-            url = _rows_url(self.site, found)
-            lines.append((found, url))
+            if check is not None and check.model not in self.allowed:
+                report.findings[number] = Finding(
+                    found.code, found.title, problem=reason
+                )
+        lines = [(found, _rows_url(self.site, found)) for found in report.wrong]
         return {
             "schema": report.schema.value,
             "lines": lines,
-            "is_bad": any(found.urgent for found in report.wrong),
-            "findings": seen,
-            "unknown": unanswered([*report.unknown, *hidden]),
+            "is_bad": any(found.urgent for found, _ in lines),
+            "findings": report.findings,
+            "unknown": unanswered(report.findings),
         }
 
     def _rows(self, model: type[Model]) -> QuerySet[Any]:

@@ -42,16 +42,9 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     with made as folder:
-        _configure(
-            wanted["name"], wanted["database"], Path(folder), wanted["audit_log"]
-        )
+        _configure(wanted, Path(folder))
         try:
-            return _serve(
-                wanted["name"],
-                wanted["port"],
-                wanted["user"],
-                read_only=wanted["read_only"],
-            )
+            return _serve(wanted)
         except KeyboardInterrupt:
             return 0
         finally:
@@ -66,9 +59,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _configure(
-    name: str, database: dict[str, Any], folder: Path, audit_log: str | None
-) -> None:
+def _configure(wanted: dict[str, Any], folder: Path) -> None:
     import django
     from django.conf import settings
 
@@ -80,6 +71,7 @@ def _configure(
     )
     from agentdb.conf import INSTALLED_APPS
 
+    name = wanted["name"]
     settings.configure(
         SECRET_KEY=secrets.token_urlsafe(64),
         ALLOWED_HOSTS=[f"{name}.localhost", HOST, "localhost"],
@@ -90,7 +82,7 @@ def _configure(
         ROOT_URLCONF="agentdb.admin_project.urls",
         STATIC_URL="/static/",
         DATABASES={
-            "default": database,
+            "default": wanted["database"],
             ADMIN_ALIAS: {
                 "ENGINE": "django.db.backends.sqlite3",
                 "NAME": str(folder / "accounts.sqlite3"),
@@ -112,7 +104,7 @@ def _configure(
         USE_TZ=True,
         TIME_ZONE="UTC",
         LOGGING=_LOGGING,
-        AGENTDB_AUDIT_LOG=audit_log,
+        AGENTDB_AUDIT_LOG=wanted["audit_log"],
         AGENTDB_ADMIN_LOG=False,
     )
     django.setup()
@@ -154,10 +146,11 @@ def one_name(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return respond
 
 
-def _serve(name: str, port: int, user: str, *, read_only: bool) -> int:
+def _serve(wanted: dict[str, Any]) -> int:
     from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
     from django.core.wsgi import get_wsgi_application
 
+    port, user, read_only = wanted["port"], wanted["user"], wanted["read_only"]
     try:
         server = ThreadedWSGIServer((HOST, port), WSGIRequestHandler)
     except OSError as error:
@@ -170,7 +163,7 @@ def _serve(name: str, port: int, user: str, *, read_only: bool) -> int:
         server.set_app(get_wsgi_application())
         kind = "cannot change anything" if read_only else "is gone when this ends"
         sys.stdout.write(
-            f"The admin is at http://{name}.localhost:{server.server_port}/admin/\n"
+            f"The admin is at http://{wanted['name']}.localhost:{server.server_port}/admin/\n"
             f"  user name  {user}\n  password   {password}\n"
             f"This account {kind}. Only this machine can reach the address. Stop with Ctrl-C.\n"
         )

@@ -1292,7 +1292,7 @@ def test_the_folders_of_all_steps_are_named_at_the_end(
     assert [f"b{n:04} /work/{n}" in page.text for n in range(20)] == [True] * 20
 
 
-@pytest.mark.parametrize("longest", [0, 250])
+@pytest.mark.parametrize("longest", [0, 200])
 def test_a_result_says_that_it_names_not_all_rows_of_so_many(
     site: Site, monkeypatch: pytest.MonkeyPatch, longest: int
 ):
