@@ -87,33 +87,33 @@ def identifiers(what: str, value: object) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def session_status(value: object) -> str:
-    return _known("Session status", value, _STATUSES)
-
-
-def session_statuses(what: str, value: object) -> list[str]:
-    """Return the distinct statuses of a single one or a collection; none for None."""
-    return _one_or_several(what, value, session_status)
-
-
-def sandbox_state(value: object) -> str:
-    return _known("Sandbox state", value, _STATES)
-
-
-def sandbox_states(what: str, value: object) -> list[str]:
-    """Return the distinct states of a single one or a collection; none for None."""
-    return _one_or_several(what, value, sandbox_state)
+def _known(what: str, known: dict[str, str], value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidInputError(f"{what} must be a string, not {type(value).__name__}.")
+    try:
+        return known[value]
+    except KeyError:
+        raise InvalidInputError(
+            f"{what} {str.__str__(value)!r} is not one of {', '.join(known)}."
+        ) from None
 
 
 def _one_or_several(
-    what: str, value: object, check: Callable[[object], str]
+    check: Callable[[object], str], what: str, value: object
 ) -> list[str]:
+    """Return the distinct values of a single one or a collection; none for None."""
     if value is None:
         return []
     if isinstance(value, str):
         return [check(value)]
     several = [check(each) for each in _collection(what, value, 100)]
     return list(dict.fromkeys(several))
+
+
+session_status = partial(_known, "Session status", _STATUSES)
+session_statuses = partial(_one_or_several, session_status)
+sandbox_state = partial(_known, "Sandbox state", _STATES)
+sandbox_states = partial(_one_or_several, sandbox_state)
 
 
 def _collection(what: str, value: object, most: int) -> Collection[object]:
@@ -212,17 +212,6 @@ def other_tables(what: str, value: object) -> tuple[str, ...]:
                 f"{what} names {name!r}, which is one of agentdb's own tables."
             )
     return names
-
-
-def _known(what: str, value: object, known: dict[str, str]) -> str:
-    if not isinstance(value, str):
-        raise InvalidInputError(f"{what} must be a string, not {type(value).__name__}.")
-    try:
-        return known[value]
-    except KeyError:
-        raise InvalidInputError(
-            f"{what} {str.__str__(value)!r} is not one of {', '.join(known)}."
-        ) from None
 
 
 def plain_function(fn: Callable[..., Any]) -> None:

@@ -259,13 +259,10 @@ def _queries() -> list[tuple[str, Any]]:
     for before in (False, True):
         for filters in ((), ("agent_name",), ("runner_id",)):
             for statuses in (0, 1, 2):
-                query = queries.list_rows(
-                    queries.SESSIONS,
-                    frozenset(("tenant_id", *filters)),
-                    statuses,
-                    before=before,
-                    limit=True,
-                )
+                given = ["tenant_id", *filters, "limit"]
+                if before:
+                    given += ["created_at", "id"]
+                query = queries.list_rows(queries.SESSIONS, frozenset(given), statuses)
                 options = [
                     *filters,
                     *["status"] * statuses,
@@ -276,7 +273,8 @@ def _queries() -> list[tuple[str, Any]]:
     touch = queries.touch(queries.SESSIONS, many=True)
     found.append(("touch_sessions", touch.update))
     of_tenant = frozenset({"tenant_id"})
-    found.append(("count_sessions(status)", queries.count_sessions(of_tenant, 1)))
+    count = queries.count_rows(queries.SESSIONS, of_tenant, 1)
+    found.append(("count_sessions(status)", count))
     for has in (False, True):
         silent = queries.silent_sessions(limit=has)
         found.append((f"get_silent_sessions({has})", silent))

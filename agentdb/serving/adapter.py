@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import connections
 
-from agentdb.errors import AgentDbError
 from agentdb.inputs import (
     aware_instant,
     check_tenant,
@@ -85,11 +84,7 @@ class DjangoDb(KeyIssuer):
         self._relaxed_touches: bool = own.get("touch_durability") == "relaxed"
 
     def __repr__(self) -> str:
-        try:
-            place = self.describe()
-        except AgentDbError:
-            place = f"the alias {self.alias!r}"
-        return f"<DjangoDb: {place}>"
+        return f"<DjangoDb: {self.describe()}>"
 
     # -- agents
 
@@ -234,7 +229,7 @@ class DjangoDb(KeyIssuer):
             "agent_name": optional_identifier("Agent name", agent),
         }
         statuses = session_statuses("status", status)
-        query = queries.count_sessions(_given(values), len(statuses))
+        query = queries.count_rows(queries.SESSIONS, _given(values), len(statuses))
         return self._executor.one(int, query, **values, **_numbered(statuses))
 
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
@@ -411,7 +406,7 @@ class DjangoDb(KeyIssuer):
 
     def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
         states = sandbox_states("state", state)
-        query = queries.count_sandboxes(len(states))
+        query = queries.count_rows(queries.SANDBOXES, frozenset(), len(states))
         return self._executor.one(int, query, **_numbered(states))
 
     def claim_warm_sandbox(
@@ -490,22 +485,12 @@ class DjangoDb(KeyIssuer):
 
         A statement for several states returns a page of each, so that an index gives the order. They are merged here.
         """
-        filters = _given(values)
-        values |= _numbered(wanted)
         if limit is not None:
             values["limit"] = page_limit(limit)
         if before is not None:
-            created_at, id = page_position(before, record)
-            values["created_at"] = created_at
-            values["id"] = id
-        query = queries.list_rows(
-            table,
-            filters,
-            len(wanted),
-            before=before is not None,
-            limit=limit is not None,
-        )
-        rows = self._executor.all(record, query, **values)
+            values["created_at"], values["id"] = page_position(before, record)
+        query = queries.list_rows(table, _given(values), len(wanted))
+        rows = self._executor.all(record, query, **values, **_numbered(wanted))
         if len(wanted) > 1:
             rows.sort(key=lambda row: (row.created_at, row.id), reverse=True)
         return rows[: values.get("limit")]
@@ -608,11 +593,8 @@ class DjangoDb(KeyIssuer):
             key_hash=key_hash,
             bare_hash=bare_hash,
         )
-        for record in found:
-            if record.key_hash == key_hash:
-                return record
-        # A key that was stored before there was a secret, if any.
-        return found[0] if found else None
+        # If there are two, the other one was stored before there was a secret.
+        return max(found, key=lambda record: record.key_hash == key_hash, default=None)
 
     # -- tenants
 

@@ -72,8 +72,13 @@ class Statement:
     # An inserted row: the names of its values, or None, and constants.
     row: tuple[tuple[str | None, Any], ...] = ()
 
-    def bind(self, values: Mapping[str, Any]) -> list[Any]:
-        """Return the driver's parameters for the named values; raises ``KeyError`` if one is missing."""
+    def bind(self, values: dict[str, Any]) -> list[Any]:
+        """Return the driver's parameters for the named values, to which SQLite's current time is added.
+
+        Raises ``KeyError`` if one is missing.
+        """
+        if self.has_now:
+            values["now"] = datetime.now(UTC)
         return [
             constant
             if name is None
@@ -106,11 +111,12 @@ class Query(Protocol):
     def compile(self, scope: Scope) -> Statement: ...
 
 
+@dataclass(eq=False)
 class _Built:
     """A query that is a function of its scope."""
 
     build: Callable[[Scope], Any]
-    returning: str = ""  # a column of the changed rows, or "*"; Django has RETURNING for inserts only
+    returning = ""  # a column of the changed rows, or "*"; Django has RETURNING for inserts only
 
     def compile(self, scope: Scope) -> Statement:
         built = self.build(scope)
@@ -141,18 +147,12 @@ class _Built:
         return query
 
 
-@dataclass(eq=False)
 class Select(_Built):
     """The rows of one queryset or of several in turn, with the columns in the model's order."""
 
-    build: Callable[[Scope], Any]
 
-
-@dataclass(eq=False)
 class SelectCount(_Built):
     """How many rows a queryset has, as one row of one column."""
-
-    build: Callable[[Scope], Any]
 
     def made(self, query: Any) -> Any:
         # What QuerySet.count() does, but that runs the query at once instead of compiling it.
@@ -170,7 +170,6 @@ class Update(_Built):
     some 3,000 rows a second, so there it runs as several statements that each fit into ``call_timeout``.
     """
 
-    build: Callable[[Scope], Any]
     values: Mapping[str, object]
     returning: str = ""
     bulk: bool = False
@@ -194,7 +193,6 @@ class Update(_Built):
 class Delete(_Built):
     """``queryset.delete()`` of a model without references, which can return the rows."""
 
-    build: Callable[[Scope], Any]
     returning: str = ""
 
     def made(self, query: Any) -> Any:

@@ -11,7 +11,6 @@ import warnings
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from itertools import count, starmap
 from operator import attrgetter, methodcaller
 from typing import Any, TypeVar
@@ -31,7 +30,7 @@ from agentdb.serving.compiled import (
     Together,
     Update,
 )
-from agentdb.serving.connections.base import Engine, Slot
+from agentdb.serving.connections.base import Connection, Engine, Slot
 from agentdb.serving.connections.threads import Threads
 from agentdb.serving.forking import forking
 from agentdb.serving.transactions import Block, Part, Savepoint, Transaction, block_of
@@ -43,7 +42,6 @@ Statements = tuple[dict[Query, Statement], dict[Query, Statement]]
 _MAX_RETRIES = 15
 _FIRST_DELAY_SECONDS = 0.005
 _LONGEST_DELAY_SECONDS = 0.5
-_SAFE_FOR_READS = (*REFUSED, Fault.LOST)
 
 # What a conversion raises for text that is not a timestamp, for numbers and bytes, and for year 0 in UTC.
 _UNREADABLE = (ValueError, AttributeError, OverflowError)
@@ -96,7 +94,7 @@ class Executor:
 
     def describe(self) -> str:
         """Return the name of the database, and of the tenant, for a message, without the password."""
-        place = self.threads.engine.describe()
+        place = self._threads.engine.describe()
         if self.tenant_id is None:
             return place
         return f"{place}, tenant {self.tenant_id!r}"
@@ -118,10 +116,7 @@ class Executor:
     ) -> R | None:
         """Return ``make(*columns)`` of the first row, or None."""
         statement, rows = self._run(query, values, _fetch_all)
-        if not rows:
-            return None
-        made = self._made(make, statement, rows)
-        return made[0]
+        return self._made(make, statement, rows)[0] if rows else None
 
     def all(
         self,
@@ -197,7 +192,7 @@ class Executor:
     ) -> tuple[Statement, R]:
         """Run the query, and return its statement and ``consume(cursor)``.
 
-        The tenant of the view and SQLite's current time are added to the values.
+        The tenant of the view is added to the values.
         """
         block = None
         if self._part is not None:
@@ -214,45 +209,23 @@ class Executor:
         # For a server and a file the lock is this thread's own, and free: a fork takes it to wait for the end of the
         # call. A database in memory has one connection for all threads, which take turns here.
         with slot.lock:
-            statement = self._statements.get(query)
-            if statement is None:
-                statement = self._compile(query, slot)
-            if statement.has_now:
-                values["now"] = datetime.now(UTC)
+            # close() in another thread may have come while this one waited for the lock.
+            if self._threads.closed:
+                self._threads.slot()  # says so
+            statement = self._statements.get(query) or self._compile(query, slot)
             params = statement.bind(values)
-            result = self._run_locked(slot, block, statement, params, consume)
-            return statement, result
 
-    def _run_locked(
-        self,
-        slot: Slot,
-        block: Block | None,
-        statement: Statement,
-        params: list[Any],
-        consume: Callable[[Any], R],
-    ) -> R:
-        """Run it in the open transaction of this thread, ours or the host's, or else as one of its own.
+            def run(connection: Connection) -> R:
+                # The cursor has no name here: the traceback of an error would keep it alive, and with it SQLite's
+                # statement, which holds a snapshot of the file.
+                return consume(connection.execute(statement.sql, params))
 
-        The caller holds the slot's lock.
-        """
-        # close() in another thread may have come while this one waited for the lock.
-        if self._threads.closed:
-            self._threads.slot()  # says so
-        if block is None:
-            block = block_of(slot)
-            if block is not None:
-                block.check()
-        began = time.monotonic()
-        try:
-            if block is None:
-                return self._run_alone(slot, statement, params, consume, began)
-            return self._run_in_block(slot, block, statement, params, consume)
-        finally:
-            longest = slot.engine.slow_call_seconds
-            if longest is not None:
-                took = time.monotonic() - began
-                if took > longest:
-                    _log_slow(slot.engine, took, statement.sql)
+            began = time.monotonic()
+            try:
+                return statement, self._try(slot, block, statement, run, began)
+            finally:
+                if slot.engine.slow_call_seconds is not None:
+                    _log_if_slow(slot.engine, began, statement.sql)
 
     def _compile(self, query: Query, slot: Slot) -> Statement:
         """Compile the query and keep the statement; two threads that do so at once get the same SQL."""
@@ -261,53 +234,55 @@ class Executor:
         self._statements[query] = statement
         return statement
 
-    def _run_alone(
+    def _try(
         self,
         slot: Slot,
+        block: Block | None,
         statement: Statement,
-        params: list[Any],
-        consume: Callable[[Any], R],
+        run: Callable[[Connection], R],
         began: float,
     ) -> R:
-        """Run the statement as a transaction of its own; retry if that cannot repeat a write.
+        """Run the statement in the open transaction of this thread, ours or the host's, or else as one of its own.
 
-        ``began``: when the call began, on the monotonic clock. What remains of ``call_timeout`` since then limits the
-        opening of another connection after a loss.
+        The caller holds the slot's lock. A transaction can only be retried as a whole; a single statement is retried if
+        that cannot repeat a write. ``began``: when the call began, on the monotonic clock. What remains of
+        ``call_timeout`` since then limits the opening of another connection after a loss.
         """
-        # REFUSED: the server says that it has rolled the statement back, so a retry cannot store it twice. After a
-        # lost connection only a read may be repeated: a write may have been committed, and only its answer lost.
-        safe = REFUSED if statement.writes else _SAFE_FOR_READS
+        if block is None:
+            block = block_of(slot)
+            if block is not None:
+                block.check()
+        writing = block is None and statement.writes
+        may_reopen = not statement.writes
         limit = None
-        for retry in count():
+        retry = 0
+        while True:
             try:
-                connection = slot.ready(limit, writing=statement.writes)
-                if not statement.writes:
-                    # The cursor has no name here: the traceback of an error would keep it alive, and with it SQLite's
-                    # statement, which holds a snapshot of the file.
-                    return consume(connection.execute(statement.sql, params))
-                # On SQLite another writer's connection may run it.
-                result: R = connection.write(
-                    lambda used: consume(used.execute(statement.sql, params))
-                )
-                return result
+                if block is not None:
+                    return run(slot.open_in_block())
+                connection = slot.ready(limit, writing=writing)
+                # On SQLite another writer's connection may run a write.
+                return connection.write(run) if writing else run(connection)
             except slot.engine.errors as error:
                 failure = driver_error(error)
             except BaseException:
                 slot.interrupted()
                 raise
-            fault = slot.fault(failure, writing=statement.writes)
+            fault = slot.fault(failure, writing=writing)
             self._clear_up(slot, fault)  # before raising too
-            if retry == _MAX_RETRIES or fault not in safe:
-                raise _explained(slot, statement, fault, failure) from failure
+            # REFUSED: the server says that it has rolled the statement back, so a retry cannot store it twice. After a
+            # lost connection only a read may be repeated: a write may have been committed, and only its answer lost.
+            # And only once: if it is lost again, the fault is the server's, not the connection's.
+            is_safe = fault in REFUSED or (fault is Fault.LOST and may_reopen)
+            if block is not None or retry == _MAX_RETRIES or not is_safe:
+                raise _explained(slot, block, statement, fault, failure) from failure
             _log_retry(slot, failure)
             if fault is Fault.LOST:
-                # If it is lost again, the fault is the server's, not the connection's; then a read is not repeated
-                # either.
-                safe = REFUSED
+                may_reopen = False
                 limit = slot.engine.rest_of_call(began)
             elif fault is Fault.CONFLICT:
                 _wait_for_others(retry)
-        raise AssertionError("unreachable: the last try returns or raises")
+            retry += 1
 
     def _clear_up(self, slot: Slot, fault: Fault) -> None:
         """Let the next call find a usable connection, or none."""
@@ -322,32 +297,6 @@ class Executor:
         may_be_undone = fault in REFUSED and slot.wrapper.in_atomic_block
         if fault in NOT_KEPT and not may_be_undone:
             slot.discard()
-
-    def _run_in_block(
-        self,
-        slot: Slot,
-        block: Block,
-        statement: Statement,
-        params: list[Any],
-        consume: Callable[[Any], R],
-    ) -> R:
-        """Run the statement in the open transaction, which can only be retried as a whole."""
-        try:
-            connection = slot.open_in_block()
-            return consume(connection.execute(statement.sql, params))
-        except slot.engine.errors as error:
-            failure = driver_error(error)
-        except BaseException:
-            slot.interrupted()
-            raise
-        fault = slot.fault(failure, writing=False)
-        self._clear_up(slot, fault)
-        explained = _explained(slot, statement, fault, failure)
-        # A taken key and an unreadable row are answers, which the function may handle; after any other error
-        # PostgreSQL refuses all further statements, and so does a failed block on SQLite, so that both behave alike.
-        if fault not in (Fault.DUPLICATE, Fault.UNREADABLE):
-            block.fail(explained, fault)
-        raise explained from failure
 
     def _made(
         self,
@@ -410,11 +359,12 @@ class Executor:
     def _transact(self, slot: Slot, part: Part, work: Callable[[Executor], R]) -> R:
         """Make one attempt at the transaction; the caller undoes the part if this raises."""
         part.begin()
+        block = part.check()
         view = self.inside(part)
         try:
             result = work(view)
         except slot.engine.errors as error:  # of Django's own queries
-            raise part.failed(error) from driver_error(error)
+            raise block.fail_by(slot, error) from driver_error(error)
         # The function may have closed the Db; then this raises, and nothing of its work is stored.
         self._threads.slot()
         part.commit()
@@ -423,14 +373,20 @@ class Executor:
 
 def _explained(
     slot: Slot,
+    block: Block | None,
     statement: Statement,
     fault: Fault,
     failure: BaseException,
 ) -> AgentDbError:
-    """Return the caller's error for the driver's."""
+    """Return the caller's error for the driver's, which marks the transaction as failed."""
+    # An unreadable row is an answer, which the function may handle; after any other error PostgreSQL refuses all
+    # further statements, and so does a failed block on SQLite, so that both behave alike.
     if fault is Fault.UNREADABLE:
         return _unreadable(slot, statement, failure)
-    return slot.engine.explain(fault, failure)
+    explained = slot.engine.explain(fault, failure)
+    if block is not None:
+        block.fail(explained, fault)
+    return explained
 
 
 def _unreadable(slot: Slot, statement: Statement, error: BaseException) -> AgentDbError:
@@ -443,8 +399,7 @@ def _unreadable(slot: Slot, statement: Statement, error: BaseException) -> Agent
         for found in unreadable_values(slot.wrapper, 1, tables=tables, thorough=True):
             reason = str(found)
             break
-    explained = explain(Fault.UNREADABLE, engine.describe(), reason)
-    return type(explained)(f"{explained} Correct it; 'agentdb verifydb' finds others.")
+    return explain(Fault.UNREADABLE, engine.describe(), reason)
 
 
 def _log_retry(slot: Slot, failure: BaseException) -> None:
@@ -455,14 +410,11 @@ def _log_retry(slot: Slot, failure: BaseException) -> None:
     )
 
 
-def _log_slow(engine: Engine, took: float, sql: str) -> None:
+def _log_if_slow(engine: Engine, began: float, sql: str) -> None:
     """Log a statement, with placeholders for its values, that took longer than ``slow_call_seconds``."""
-    logger.warning(
-        "%s took %.3f seconds: %s",
-        engine.describe(),
-        took,
-        sql,
-    )
+    took = time.monotonic() - began
+    if took > (engine.slow_call_seconds or 0):
+        logger.warning("%s took %.3f seconds: %s", engine.describe(), took, sql)
 
 
 def _warn_of_blocked_loop() -> None:
@@ -488,10 +440,8 @@ def _warn_of_blocked_loop() -> None:
 
 def _wait_for_others(retry: int) -> None:
     """Wait before the next attempt, longer each time, and randomly, so that conflicting callers part."""
-    doubled: float = _FIRST_DELAY_SECONDS * 2**retry
-    longest = min(doubled, _LONGEST_DELAY_SECONDS)
-    delay = random.uniform(0, longest)
-    time.sleep(delay)
+    longest = min(_FIRST_DELAY_SECONDS * 2**retry, _LONGEST_DELAY_SECONDS)
+    time.sleep(random.uniform(0, longest))
 
 
 def _inserted(cursor: Any) -> list[Row] | None:

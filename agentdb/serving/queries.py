@@ -266,9 +266,9 @@ def _equal(model: type[Model], filters: frozenset[str]) -> Any:
     return rows.filter(**wanted)
 
 
-def _page(rows: Any, *, before: bool, limit: bool) -> Any:
+def _page(rows: Any, given: frozenset[str]) -> Any:
     """Return the rows in the order of every list, from a position (``created_at``, ``id``), up to a limit."""
-    if before:
+    if "created_at" in given:
         created_at = instant("created_at")
         is_older = Q(created_at__lt=created_at)
         is_next_at_that_instant = Q(ordered_id__lt=text("id"))
@@ -278,21 +278,12 @@ def _page(rows: Any, *, before: bool, limit: bool) -> Any:
             created_at__lte=created_at,
         )
     rows = rows.newest_first()
-    if not limit:
-        return rows
-    return rows[:LIMIT]
+    return rows[:LIMIT] if "limit" in given else rows
 
 
 @cache
-def list_rows(
-    table: Table,
-    filters: frozenset[str],
-    values: int,
-    *,
-    before: bool,
-    limit: bool,
-) -> Select:
-    """Return the query for a page of the rows that equal the parameters named in ``filters``.
+def list_rows(table: Table, given: frozenset[str], values: int) -> Select:
+    """Return the query for a page of the rows that equal the parameters that are ``given``, but for the page's own.
 
     ``values`` is the number of statuses or states, ``value0``, ``value1`` and so on. It returns a page for each,
     because the index has the order only within one. The caller merges the pages.
@@ -300,52 +291,34 @@ def list_rows(
     model, _, column = table
 
     def build(scope: Scope) -> Any:
-        rows = _equal(model, filters)
+        rows = _equal(model, given - _OF_A_PAGE)
         if values == 0:
-            return _page(rows, before=before, limit=limit)
+            return _page(rows, given)
         pages = []
         for number in range(values):
             value = text(f"value{number}")
             is_in_state: Any = Q(**{column: value})
-            if "session_id" in filters:
+            if "session_id" in given:
                 is_in_state = Exact(Unindexed(column), value)
-            page = _page(rows.filter(is_in_state), before=before, limit=limit)
-            pages.append(page)
-        if len(pages) == 1:
-            return pages[0]
+            pages.append(_page(rows.filter(is_in_state), given))
         return pages
 
     return Select(build)
 
 
-def _one_of(column: str, values: int) -> Q:
-    """Match rows with one of the values, or all if there are none."""
-    if not values:
-        return Q()
-    # A parameter for each: PostgreSQL assumes that an array matches most rows of the table.
-    wanted = [text(f"value{number}") for number in range(values)]
-    return Q(**{f"{column}__in": wanted})
+_OF_A_PAGE = {"created_at", "id", "limit"}
 
 
 @cache
-def count_sessions(filters: frozenset[str], statuses: int) -> SelectCount:
-    """Count such sessions; with ``statuses`` only those in ``value0``, ``value1`` and so on."""
+def count_rows(table: Table, given: frozenset[str], values: int) -> SelectCount:
+    """Return the query that counts such rows, of all tenants if nothing is given."""
+    model, _, column = table
 
     def build(scope: Scope) -> Any:
-        sessions = _equal(Session, filters)
-        is_counted = _one_of("status", statuses)
-        return sessions.filter(is_counted)
-
-    return SelectCount(build)
-
-
-@cache
-def count_sandboxes(states: int) -> SelectCount:
-    """Count the sandboxes of all tenants in the same way."""
-
-    def build(scope: Scope) -> Any:
-        is_counted = _one_of("state", states)
-        return scope.rows(Sandbox).filter(is_counted)
+        rows = _equal(model, given) if given else scope.rows(model)
+        # A parameter for each: PostgreSQL assumes that an array matches most rows of the table.
+        wanted = [text(f"value{number}") for number in range(values)]
+        return rows.filter(**{f"{column}__in": wanted}) if wanted else rows
 
     return SelectCount(build)
 

@@ -165,10 +165,6 @@ class Transaction(Block):
         _check_use(self._thread, is_over=self.is_over)
         return super().check()
 
-    def failed(self, error: Exception) -> AgentDbError:
-        """Mark it as failed by the driver's error, and return the ``AgentDbError``."""
-        return self.fail_by(self._slot, error)
-
     def commit(self) -> None:
         """Commit, or roll back and raise: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
         try:
@@ -258,9 +254,6 @@ class Savepoint:
         _check_use(self._thread, is_over=self.is_over)
         return self._block.check()
 
-    def failed(self, error: Exception) -> AgentDbError:
-        return self._block.fail_by(self._slot, error)
-
     def commit(self) -> None:
         try:
             _check_use(self._thread, is_over=self.is_over)
@@ -295,7 +288,7 @@ class Savepoint:
             # Nobody knows whether the savepoint exists, so no rollback to it can be trusted.
             slot.wrapper.needs_rollback = slot.wrapper.in_atomic_block
             if isinstance(error, slot.engine.errors):
-                raise self.failed(error) from driver_error(error)
+                raise self._block.fail_by(slot, error) from driver_error(error)
             raise
 
 

@@ -179,7 +179,7 @@ def test_what_is_inserted_is_what_is_read_whatever_the_microsecond(
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             return instant().replace(microsecond=microsecond)
 
-    monkeypatch.setattr("agentdb.serving.executor.datetime", Clock)
+    monkeypatch.setattr("agentdb.serving.compiled.datetime", Clock)
 
     agent, session, sandbox, key = (
         make_agent(db),
