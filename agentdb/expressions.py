@@ -66,15 +66,17 @@ class ServerNow(Now):
     On CockroachDB Django's ``Now()`` is the start of the transaction.
     """
 
+    given = instant("now")
+
     def as_sqlite(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
     ) -> Any:
-        return compiler.compile(instant("now"))
+        return compiler.compile(self.given)
 
     as_cockroachdb = Now.as_postgresql
 
 
-class ServerAgo(Now):
+class ServerAgo(ServerNow):
     """The current time by the server's clock minus the parameter ``length``, a ``timedelta``.
 
     SQLite has only the parameter, which a compiled statement replaces by that time.
@@ -82,21 +84,16 @@ class ServerAgo(Now):
 
     def __init__(self, length: str) -> None:
         super().__init__()
-        self.length = Parameter(length, DurationField())
+        self.given = Parameter(length, DurationField())
 
     def as_postgresql(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
     ) -> Any:
         now, _ = super().as_postgresql(compiler, connection, **extra)
-        length, params = compiler.compile(self.length)
+        length, params = compiler.compile(self.given)
         return f"({now} - {length}::interval)", params
 
     as_cockroachdb = as_postgresql
-
-    def as_sqlite(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> Any:
-        return compiler.compile(self.length)
 
 
 class UnsyncedCommit(Func):

@@ -422,24 +422,15 @@ def describe_sqlite_failure(path: object, error: BaseException) -> str:
             f"The database file {str(path)!r} has a schema that SQLite {sqlite_version} cannot read: {reason}. "
             "Another program, such as libSQL, may have made it: open it with that, and drop what is named."
         )
-    return _of_a_file(fault, path, reason)
+    return describe_file(fault, path, reason)
 
 
-def not_a_database(path: object) -> str:
-    """Return the sentence for a file that is not a SQLite database."""
-    return _of_a_file(Fault.NOT_A_DATABASE, path)
-
-
-def describe_damage(path: object, reason: str) -> str:
-    """Return the sentence for a damaged SQLite file."""
-    return _of_a_file(Fault.DAMAGED, path, reason.rstrip("."))
-
-
-def _of_a_file(fault: Fault, path: object, reason: str = "") -> str:
+def describe_file(fault: Fault, path: object, reason: str = "") -> str:
+    """Return the sentence for a SQLite file of which that is known."""
     sentence = _OF_A_FILE.get(
         fault, "The database file {name!r} cannot be used: {reason}."
     )
-    return sentence.format(name=str(path), reason=reason)
+    return sentence.format(name=str(path), reason=reason.rstrip("."))
 
 
 _OF_A_FILE = {

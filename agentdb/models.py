@@ -29,11 +29,9 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
-def _values(
-    of: type[SessionStatusValue] | type[SandboxStateValue],
-) -> list[tuple[str, str]]:
-    """Return the choices of a field, each labelled with its value. Values of newer servers can still be read."""
-    return [(member.value, member.value) for member in of]
+# Each value is its own label. Values of newer servers can still be read.
+_STATUSES = [(status.value, status.value) for status in SessionStatusValue]
+_STATES = [(state.value, state.value) for state in SandboxStateValue]
 
 
 class Agent(models.Model):
@@ -78,7 +76,7 @@ class Session(models.Model):
     sandbox_id = Text(help_text="The sandbox it runs in, which may be gone.")
     status = Text(
         db_default=SessionStatusValue.STARTING.value,
-        choices=_values(SessionStatusValue),
+        choices=_STATUSES,
         help_text="What the session is doing.",
     )
     runner_id = Text(
@@ -137,7 +135,7 @@ class Sandbox(models.Model):
     agent_name = Text(help_text="The agent whose files it holds.")
     state = Text(
         db_default=SandboxStateValue.WARMING.value,
-        choices=_values(SandboxStateValue),
+        choices=_STATES,
         help_text="Whether it has a process (warm, waiting, running), is getting one (warming) or has none (cold).",
     )
     workspace_dir = Text(help_text="The folder it works in.")

@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.progress import Progress
 from agentdb.errors import DatabaseUnavailableError, InvalidInputError
-from agentdb.faults import Fault, classify, describe_damage, describe_sqlite_failure
+from agentdb.faults import Fault, classify, describe_file, describe_sqlite_failure
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.queries import quote_name
 from agentdb.wording import uncapitalized
@@ -57,7 +57,9 @@ def back_up(
             _copy(source, partial, progress)
             damage = _damage(partial)
             if damage is not None:
-                raise DatabaseUnavailableError(describe_damage(source, damage))
+                raise DatabaseUnavailableError(
+                    describe_file(Fault.DAMAGED, source, damage)
+                )
             # The content reaches the disk before the name does, and the name before anybody is told of it: after a
             # power cut the name stands for a whole copy, or there is none.
             _flush(partial)

@@ -21,9 +21,8 @@ from agentdb.errors import DatabaseUnavailableError
 from agentdb.faults import (
     Fault,
     classify,
-    describe_damage,
     describe_failure,
-    not_a_database,
+    describe_file,
 )
 from agentdb.schema.queries import lifted_limits, run
 from agentdb.sqlite_files import (
@@ -156,7 +155,7 @@ def check_sqlite_file(path: Path) -> None:
     if not size:
         return
     if not header.startswith(_MAGIC) or len(header) < 100:
-        raise DatabaseUnavailableError(not_a_database(path))
+        raise DatabaseUnavailableError(describe_file(Fault.NOT_A_DATABASE, path))
     if _is_newer(header):
         raise DatabaseUnavailableError(
             f"{str(path)!r} has a file format that SQLite {sqlite3.sqlite_version}, which Python uses here, does not "
@@ -167,7 +166,7 @@ def check_sqlite_file(path: Path) -> None:
     expected = page * int.from_bytes(header[28:32])
     if size < expected and size % page and not _has_log(path):
         reason = f"it has {size:,} of the {expected:,} bytes that its header names"
-        raise DatabaseUnavailableError(describe_damage(path, reason))
+        raise DatabaseUnavailableError(describe_file(Fault.DAMAGED, path, reason))
     if concern := encoding_concern(path):
         raise DatabaseUnavailableError(concern)
 

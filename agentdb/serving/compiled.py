@@ -69,8 +69,7 @@ class Statement:
     has_now: bool  # the parameter "now"; a server has its own clock
     # Changes at most this many rows; the statement is repeated until it changes fewer.
     batch: int | None = None
-    # An inserted row: the names of its values, or None, and constants.
-    row: tuple[tuple[str | None, Any], ...] = ()
+    row: tuple[Slot, ...] = ()  # that is inserted
 
     def bind(self, values: dict[str, Any]) -> list[Any]:
         """Return the driver's parameters for the named values, to which SQLite's current time is added.
@@ -91,7 +90,7 @@ class Statement:
     def given(self, values: Mapping[str, Any]) -> list[Any]:
         """Return the inserted row from the caller's own values."""
         return [
-            constant if name is None else values[name] for name, constant in self.row
+            constant if name is None else values[name] for name, constant, _ in self.row
         ]
 
     def convert(self, row: Row) -> list[Any]:
@@ -241,7 +240,8 @@ class Insert:
             times = [field for field in fields if _is_instant(field)]
             returned = [] if scope.vendor == "sqlite" else times[:1]
         statement = _statement(compiler, sql, params, returned)
-        return replace(statement, row=tuple(_given(value) for value in row.values()))
+        slots = [_slot(value, has_server=True) for value in row.values()]
+        return replace(statement, row=tuple(slots))
 
     def _value(self, field: Any) -> object:
         """Return what the row has in the column."""
@@ -319,21 +319,15 @@ def _is_instant(field: Any) -> bool:
 
 
 def _slot(value: Any, *, has_server: bool) -> Slot:
-    """Return what a statement has in the place of one of Django's parameters."""
+    """Return what a statement has in the place of one of Django's parameters, or of a value of a row."""
+    if isinstance(value, ServerNow):
+        value = value.given
     if not isinstance(value, Parameter):
         return None, value, None
     convert = None
     if not has_server:
         convert = _TO_SQLITE.get(type(value.output_field))
     return value.value, None, convert
-
-
-def _given(value: Any) -> tuple[str | None, Any]:
-    """Return the name of an inserted value, or None, and the constant."""
-    if isinstance(value, ServerNow):
-        return "now", None
-    name, constant, _ = _slot(value, has_server=True)
-    return name, constant
 
 
 # Django's own conversions between SQLite's text and an aware datetime, without settings and regular expressions.
