@@ -55,6 +55,7 @@ def _agentdb_migrated_file(
 ) -> Path:
     import agentdb
 
+    # Migrating takes about a second, and each test copies the result. No test survives a power cut, so it is NORMAL.
     path = tmp_path_factory.mktemp("agentdb") / "migrated.sqlite3"
     with _allowed(request):
         agentdb.connect(f"sqlite:///{path}?synchronous=NORMAL", migrate=True).close()
@@ -97,6 +98,7 @@ def agentdb_postgresql(request: pytest.FixtureRequest) -> Iterator[DjangoDb]:
 
         connection = connections[db.alias]
         name = str(connection.settings_dict["NAME"])
+        # The one place where agentdb deletes rows that it did not make: a wrong URL must not cost a real database.
         if "test" not in name:
             pytest.fail(
                 f"The database {name!r} does not have 'test' in its name, and would lose its rows."

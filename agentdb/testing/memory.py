@@ -48,6 +48,7 @@ Record = TypeVar(
     "Record", bound=AgentRecord | SessionRecord | SandboxRecord | ApiKeyRecord
 )
 
+# As the plain strings that records hold: a newer server's values are not members of an enumeration.
 _RUNNING = ("active", "starting")
 _FINISHED = ("ended", "stopped", "error")
 _EVICTED_FIRST = ("cold", "warm", "waiting")
@@ -72,6 +73,7 @@ class _Rows(Generic[Record]):
         narrowed = self.wanted.copy()
         for column, value in wanted.items():
             if value is not None:
+                # A dictionary finds a value at once, and keeps the order of the ids that are asked for.
                 any_of = [value] if isinstance(value, str) else value
                 narrowed[column] = dict.fromkeys(any_of)
         return replace(self, wanted=narrowed)
@@ -396,6 +398,7 @@ class MemoryDb(KeyIssuer):
         *,
         also: Sequence[str] = (),
     ) -> int:
+        # No table but the four is here, whatever its name.
         for table in also:
             raise InvalidInputError(f"No table {table!r} has a column 'session_id'.")
         finished = self._sessions.where(status=_FINISHED).untouched(ended_before)
@@ -476,6 +479,7 @@ class MemoryDb(KeyIssuer):
         return sandboxes.page(limit, before)
 
     def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
+        # A sandbox does not name a runner; its session does.
         sessions = self._sessions.where(runner_id=runner_id)
         ids = [session.id for session in sessions.all()]
         return self._sandboxes.where(session_id=ids).page()
@@ -494,6 +498,7 @@ class MemoryDb(KeyIssuer):
             agent_name=agent_name,
             tenant_id=tenant_id,
             state="warm",
+            # Not left out, which would be any session, but one that is None.
             session_id=[None],
         )
         ids = [sandbox.id for sandbox in pool.untouched()[:1]]
@@ -516,6 +521,7 @@ class MemoryDb(KeyIssuer):
         sandbox = self.get_best_eviction_candidate(unused_since=unused_since)
         if sandbox is None:
             return None
+        # The record that was found stays as it was before: from it the caller knows which of the two was done.
         claimed = self._sandboxes.where(id=sandbox.id)
         if sandbox.state == "cold":
             claimed.delete()
@@ -591,6 +597,7 @@ class MemoryDb(KeyIssuer):
     def for_tenant(self, tenant_id: str) -> MemoryDb:
         tenant_id = self._named(tenant_id)
         self._check_open()
+        # It shares everything with this Db, the rows and the lock too, and only looks at fewer rows.
         view = copy(self)
         view._tenant_id = tenant_id
         for name, rows in vars(self).items():
@@ -609,6 +616,7 @@ class MemoryDb(KeyIssuer):
                 result = plain_result(fn(inside))
             finally:
                 transaction.is_over = True
+            # A function that closes the Db stores nothing.
             self._check_open()
             return result
 

@@ -40,6 +40,7 @@ def _create(kind: Kind, ages: Mapping[str, float]) -> None:
 def _create_all(kind: Kind) -> None:
     """Make a row for each combination of what a list can be narrowed to; its id says which."""
     columns = COLUMNS[kind.noun]
+    # Four rows have one instant, so that pages of two end in the middle of them.
     combinations = product(*columns.values())
     for number, values in enumerate(combinations):
         row = dict(zip(columns, values, strict=True))
@@ -52,6 +53,7 @@ def _create_all(kind: Kind) -> None:
 
 def _paged(kind: Kind, size: int, **wanted: Any) -> list[Any]:
     """Return the rows of all pages."""
+    # To an empty page, and not to a short one: a list may end where a page does.
     rows: list[Any] = []
     page = kind.page(limit=size, **wanted)
     while page:
@@ -136,6 +138,7 @@ class ListContract(Subject):
         owner = owners[0] if owned else None
         names = [column.removesuffix("_name") for column in columns]
 
+        # A condition is one string, or any collection of them, in whatever order.
         for any_of in (
             None,
             first,

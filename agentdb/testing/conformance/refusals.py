@@ -72,6 +72,7 @@ def _arguments(method: str) -> Iterator[tuple[str, str, bool]]:
         kind = KINDS[each.annotation.removesuffix(OR_NONE)]
         if each.name in TEXTS:
             kind = "text"
+        # A key comes from a request, so any string is answered, with None.
         if each.name == "plain":
             kind = "key"
         yield each.name, kind, may_be_none
@@ -293,6 +294,7 @@ class RefusalContract(Subject):
         """So every implementation refuses the same call in the same words."""
         call = getattr(db, method)
         valid = valid_arguments(method)
+        # The last of each kind is never None, which many arguments may be.
         bad = {name: REFUSED[kind][-1] for name, kind, _ in _arguments(method)}
 
         for first, second in combinations(bad, 2):

@@ -66,6 +66,7 @@ class Kind:
 
     def make(self, id: str = "x", **columns: object) -> Any:
         """Insert a row, set these columns of it, as no ``Db`` does, and return what is stored."""
+        # The last one is the sandbox of a session, and the workspace of a sandbox.
         self.insert(id, "support-bot", "y")
         if columns:
             # Only now, because this skips the test if there is no way around the Db.
@@ -89,6 +90,7 @@ class Subject:
         if isinstance(factory, staticmethod):
             factory = factory.__func__
         made = factory()
+        # Whether it is to be awaited shows in its methods: a wrapper of an AsyncDb is not an instance of it.
         if not inspect.iscoroutinefunction(made.get_session):
             yield made
             made.close()
@@ -149,17 +151,6 @@ def instant(seconds: float = 0) -> datetime:
 
 def ids(records: Iterable[Any]) -> list[str]:
     return [record.id for record in records]
-
-
-def drained(take: Callable[[], Any]) -> list[Any]:
-    """Return what the calls return, up to the first None; a wrong implementation fails instead of going on forever."""
-    taken: list[Any] = []
-    row = take()
-    while row is not None:
-        taken.append(row)
-        assert len(taken) <= 20, f"{row.id!r} and others are taken again and again"
-        row = take()
-    return taken
 
 
 def session_of(db: Db, id: str = "s1") -> SessionRecord:

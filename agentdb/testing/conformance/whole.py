@@ -191,6 +191,7 @@ class WholeContract(Subject):
 
         def inner(inside: Db) -> None:
             make_session(inside, "inner")
+            # Fails in the database, and not only in Python: the savepoint has to undo that as well.
             make_session(inside, "before")
 
         def outer(inside: Db) -> None:
@@ -249,6 +250,7 @@ class WholeContract(Subject):
         """
 
         def work(inside: Db) -> tuple[Db, Db]:
+            # Its own end, and not that of the outermost one, ends the argument.
             nested = inside.run_transaction(lambda nested: nested)
             with pytest.raises(DatabaseClosedError):
                 nested.list_agents()
