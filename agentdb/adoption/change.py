@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, ClassVar
 
 from django.apps import apps
@@ -24,7 +25,6 @@ from agentdb.adoption.plan import (
 from agentdb.adoption.progress import Progress
 from agentdb.adoption.shapes import APP, RECORD
 from agentdb.adoption.sqlite_rebuild import rename
-from agentdb.adoption.steps import changes
 from agentdb.adoption.values import checksum, timestamp_sources
 from agentdb.models import new_id
 from agentdb.schema import Table, drift, read_tables
@@ -226,9 +226,8 @@ class _OnPostgreSql(Change):
     def _watched(self) -> Iterator[None]:
         # What could not be updated before is not the adoption's doing.
         not_updatable = self._not_updatable(self.old)
-        suspects = partial(
-            rebuilt_objects, self.connection, self.old, self._changing_columns()
-        )
+        changing = set(chain.from_iterable(self._sources.values()))
+        suspects = partial(rebuilt_objects, self.connection, self.old, changing)
         # Rolled back before the suspects are looked for.
         with explaining(suspects), transaction.atomic(using=self.connection.alias):
             yield
@@ -236,15 +235,6 @@ class _OnPostgreSql(Change):
         broken = [now[table] for table in now if table not in not_updatable]
         if broken:
             raise AdoptionRefusedError.of(*broken)
-
-    def _changing_columns(self) -> set[str]:
-        return {
-            column.name
-            for name, table in self.old.items()
-            for column in table.columns
-            if (final := self.findings.wanted[name].column(column.name))
-            and changes(column, final, fills=column.name in self._sources[name])
-        }
 
     def _not_updatable(self, tables: Iterable[str]) -> dict[str, str]:
         """Return by table why PostgreSQL refuses updates, for example a publication without the key."""

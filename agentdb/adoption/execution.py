@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,12 @@ from agentdb.adoption.plan import Findings, Plan, decide, read
 from agentdb.adoption.progress import SILENT, Progress
 from agentdb.adoption.sqlite_backup import back_up_first
 from agentdb.conf import server_name
-from agentdb.errors import DatabaseUnavailableError, SchemaMismatchError
-from agentdb.faults import Fault, classify, describe_failure
+from agentdb.errors import (
+    DatabaseUnavailableError,
+    OutcomeUnknownError,
+    SchemaMismatchError,
+)
+from agentdb.faults import Fault, classify, describe_failure, said_by_server
 from agentdb.schema import read_tables
 from agentdb.schema.inspection import (
     check_sqlite_file,
@@ -132,33 +136,36 @@ def adopt(
                 f"The database file {str(path)!r} is read-only. Allow writing to it and to its folder, and try again. "
                 f"{_left(connection)}"
             )
-    with _alone(connection, progress):
-        with _refusing(connection):
-            not_locked = _lock_tables(connection, progress)
-        findings = read(connection, progress)
-        plan = _decide(connection, findings, backup=backup)
-        found(findings, plan)
-        if not plan.has_work:
-            _roll_back(connection)  # a COMMIT would write to an empty file
-            return Outcome(findings, plan)
-        # What was read says it better, as "the role does not own table …"; this is for what it does not explain.
-        if not_locked is not None:
-            raise not_locked
-        copy = None
-        if backup:
-            copy = back_up_first(connection, progress)
-        try:
+    copy = None
+    try:
+        with _alone(connection, progress):
+            with _refusing(connection):
+                not_locked = _lock_tables(connection, progress)
+            findings = read(connection, progress)
+            plan = _decide(connection, findings, backup=backup)
+            found(findings, plan)
+            if not plan.has_work:
+                _roll_back(connection)  # a COMMIT would write to an empty file
+                return Outcome(findings, plan)
+            # What was read says it better, as "the role does not own table …"; this is for what it does not explain.
+            if not_locked is not None:
+                raise not_locked
+            if backup:
+                copy = back_up_first(connection, progress)
             with _refusing(connection):
                 checksums = change_of(connection, findings, progress).run()
-        except BaseException:
-            # The database is as it was, so its backup is useless.
-            if copy is not None:
-                copy.unlink(missing_ok=True)
-            raise
-        if not keep:
-            _roll_back(connection)
-            return Outcome(findings, plan)
-        return Outcome(findings, plan, copy, checksums)
+            if not keep:
+                _roll_back(connection)
+                return Outcome(findings, plan)
+            outcome = Outcome(findings, plan, copy, checksums)
+    except OutcomeUnknownError:
+        raise
+    except BaseException:
+        # The database is as it was, so its backup is useless.
+        if copy is not None:
+            copy.unlink(missing_ok=True)
+        raise
+    return outcome
 
 
 @contextmanager
@@ -247,10 +254,28 @@ def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
         # broken, they were so before.
         connection.check_constraints = lambda *args, **kwargs: None  # type: ignore[method-assign]
     try:
-        with transaction.atomic(using=connection.alias):
+        with ExitStack() as stack:
+            stack.enter_context(transaction.atomic(using=connection.alias))
             yield
+            with _committing(connection):
+                stack.close()
     finally:
         vars(connection).pop("check_constraints", None)
+
+
+@contextmanager
+def _committing(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    try:
+        yield
+    except DatabaseError as error:
+        # A server that answers has rolled back. SQLite finds a reader in the way, or a full disk, before it commits.
+        if said_by_server(error) or classify(error) in (Fault.LOCKED, Fault.FULL):
+            with _refusing(connection):
+                raise
+        raise OutcomeUnknownError(
+            f"{describe_failure(connection, error)} The database may be adopted all the same: run the command again, "
+            "which says so."
+        ) from error
 
 
 def _lock_tables(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from django.db import IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.shapes import INITIAL, Shape, recognise, state_apps
+from agentdb.adoption.obstacles import OLD_COLUMNS
+from agentdb.adoption.shapes import Kind, Shape, recognise
+from agentdb.adoption.steps import is_obsolete_key
 from agentdb.adoption.values import read_usable_values
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema import Difference, compare, expected_tables
 from agentdb.schema.migration_record import recorded_migrations
 
 
@@ -31,7 +32,7 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
             f"The database has tables ({where}) that cannot be adopted as they are. {' '.join(shape.problems)} Then "
             "run 'agentdb baselinedb'."
         )
-    is_initial = _is_initial(connection, shape)
+    is_initial = _is_initial(shape)
     if not (is_initial and fake_initial):
         other = ", or 'agentdb migrate --fake-initial'" if is_initial else ""
         raise SchemaMismatchError(
@@ -48,31 +49,13 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
             ) from error
 
 
-# What 0002_native_timestamps cannot bring to its final shape. Defaults, checks and plain indexes it can.
-_IN_THE_WAY = frozenset(
-    {
-        "table.missing",
-        "column.missing",
-        "column.type",
-        "primary_key.missing",
-        "primary_key.columns",
-        "unique.missing",
-        "foreign_key.extra",
-    }
-)
-
-
-def _is_initial(connection: BaseDatabaseWrapper, shape: Shape) -> bool:
-    """Return whether 0002_native_timestamps can bring the tables to their final shape."""
-    wanted = expected_tables(connection, state_apps(INITIAL))
-    # By the name in the database: a half-renamed agents_new is missing as agents, because 0002 does not rename.
-    live = {shape.stored_as[name]: table for name, table in shape.tables.items()}
-    return not any(map(_is_in_the_way, compare(wanted, live, names=False)))
-
-
-def _is_in_the_way(found: Difference) -> bool:
-    if found.code == "column.nullable":
-        return found.expected == "NOT NULL"
-    if found.code == "index.missing":
-        return (found.expected or "").startswith("unique")
-    return found.code in _IN_THE_WAY and found.severity == "drift"
+def _is_initial(shape: Shape) -> bool:
+    """Return whether 0002_native_timestamps can bring the tables to their final shape, and drops no foreign key."""
+    # It does not rename agents_new.
+    if shape.kind not in (Kind.MULTI_TENANT, Kind.LATER) or shape.renames:
+        return False
+    return not any(
+        is_obsolete_key(key, OLD_COLUMNS[name])
+        for name, table in shape.tables.items()
+        for key in table.foreign_keys
+    )

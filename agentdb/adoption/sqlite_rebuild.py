@@ -132,7 +132,6 @@ def _copied(
 def rename(connection: BaseDatabaseWrapper, name: str, table: str) -> None:
     """Rename a table, whatever names it."""
     # Without the legacy mode the rename fails on any view or trigger that names the table, which is missing now.
-    [(legacy_alter_table,)] = rows(connection, "PRAGMA legacy_alter_table")
     run(connection, "PRAGMA legacy_alter_table = ON")
     try:
         run(
@@ -140,7 +139,7 @@ def rename(connection: BaseDatabaseWrapper, name: str, table: str) -> None:
             f"ALTER TABLE {quote_name(name)} RENAME TO {quote_name(table)}",
         )
     finally:
-        run(connection, f"PRAGMA legacy_alter_table = {legacy_alter_table}")
+        run(connection, "PRAGMA legacy_alter_table = OFF")
 
 
 def rowid_name(sql: str, columns: Collection[str]) -> str | None:

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import psycopg
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import IntegrityError
+from django.db import IntegrityError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
@@ -284,6 +284,49 @@ def test_a_database_with_a_writer_that_does_not_end_is_refused(
         + (" Nothing was changed." if run.err.endswith("changed.") else ""),
     )
     assert path.read_bytes() == before
+
+
+def test_a_reader_that_keeps_the_commit_waiting_leaves_nothing_behind(
+    tmp_path: Path, holder: Callable[..., None]
+):
+    path = tmp_path / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    before = path.read_bytes()
+    holder(path, "BEGIN", "SELECT count(*) FROM agents")
+
+    run = baselinedb(f"sqlite:///{path}?timeout=0.2")
+
+    assert (run.code, run.err.splitlines()[-1]) == (
+        2,
+        LOCKED.format(path) + " Nothing was changed.",
+    )
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["era-a.db"]
+
+
+def test_a_commit_that_fails_for_a_reason_that_proves_nothing_keeps_the_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+
+    def fails(connection: BaseDatabaseWrapper) -> None:
+        if connection.settings_dict["NAME"] != ":memory:":  # the rehearsal's
+            raise OperationalError("disk I/O error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(BaseDatabaseWrapper, "_commit", fails)
+        run = baselinedb(f"sqlite:///{path}")
+
+    assert (run.code, run.err.splitlines()[-1]) == (
+        2,
+        f"The database file '{path}' cannot be used: disk I/O error. The database may be adopted all the same: run the "
+        "command again, which says so.",
+    )
+    assert [each.name for each in tmp_path.iterdir() if "backup" in each.name]
+    assert baselinedb(f"sqlite:///{path}").code == 0
 
 
 def test_a_database_that_another_process_has_for_itself_is_refused(

@@ -365,6 +365,9 @@ ADOPTABLE["postgresql"] = (
     'ALTER TABLE agents ALTER name TYPE text COLLATE "C"',
     "ALTER INDEX idx_sessions_tenant RENAME TO sessions_by_tenant",
     "ALTER TABLE sessions ADD CHECK (length(status) > 2)",
+    "ALTER TABLE sessions ALTER status DROP NOT NULL",
+    "ALTER TABLE agents ALTER version TYPE bigint",
+    "ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_hash_key",
 )
 REFUSED: dict[str, tuple[str, ...]] = {
     "sqlite": (
@@ -375,11 +378,8 @@ REFUSED: dict[str, tuple[str, ...]] = {
 REFUSED["postgresql"] = (
     *REFUSED["sqlite"],
     "DROP INDEX idx_agents_tenant_name",
-    "ALTER TABLE api_keys DROP CONSTRAINT api_keys_key_hash_key",
     "ALTER TABLE agents DROP CONSTRAINT agents_pkey",
     "ALTER TABLE agents ALTER version TYPE text",
-    "ALTER TABLE agents ALTER version TYPE bigint",
-    "ALTER TABLE sessions ALTER status DROP NOT NULL",
     "ALTER TABLE sessions ALTER created_at DROP DEFAULT, ALTER created_at TYPE timestamptz USING now()",
     "ALTER TABLE sessions ADD FOREIGN KEY (agent_name) REFERENCES sandboxes",
 )
