@@ -258,12 +258,10 @@ class _OnPostgreSql(Change):
         """Give new tables to the owner of the old ones, if this role can SET ROLE to it, and to those who use them."""
         # After all changes of the schema: until now this role owns the tables that it created, and could change them.
         live = self.findings.shape.live
-        is_16 = self.connection.features.is_postgresql_16  # type: ignore[attr-defined]
         parameters = {
             "old": [quote_name(name) for name in self.old],
             "made": [name for name in (RECORD, *OLD_COLUMNS) if name not in live],
             "record": RECORD,
-            "right": "SET" if is_16 else "MEMBER",
         }
         for (statement,) in rows(self.connection, _HAND_OVER, parameters):
             run(self.connection, statement)
@@ -297,8 +295,10 @@ _HAND_OVER = """
     FROM rights, unnest(%(made)s::text[]) name WHERE writes OR name = %(record)s
     UNION ALL
     SELECT format('ALTER TABLE %%s OWNER TO %%I', name, pg_get_userbyid(oid))
-    FROM owner, unnest(%(made)s::text[]) name
-    WHERE oid <> current_user::regrole AND pg_has_role(current_user, oid, %(right)s)
+    FROM owner, unnest(%(made)s::text[]) name,
+        -- Being a member without the right to SET ROLE is possible from PostgreSQL 16 on.
+        (SELECT CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END) r (set_role)
+    WHERE oid <> current_user::regrole AND pg_has_role(current_user, oid, set_role)
         AND has_schema_privilege(oid, schema, 'CREATE')
     ORDER BY 1 DESC
 """

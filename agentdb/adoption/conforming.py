@@ -13,12 +13,12 @@ from time import monotonic, sleep
 from typing import Any
 
 from django.apps import apps
-from django.db import DatabaseError, ProgrammingError, models
+from django.db import ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 from agentdb.adoption.dependents import without_dependents
-from agentdb.adoption.obstacles import first_line, is_transient
+from agentdb.adoption.obstacles import refusing
 from agentdb.adoption.shapes import APP, FRESH, STALE
 from agentdb.adoption.sqlite_rebuild import rebuild
 from agentdb.adoption.steps import (
@@ -52,9 +52,7 @@ class LegacyUnique(models.UniqueConstraint):
     def create_sql(self, model: Any, schema_editor: Any) -> Any:
         name = quote_name(self.name)
         table = quote_name(model._meta.db_table)
-        fields = map(model._meta.get_field, self.fields)
-        columns = columns_sql([field.column for field in fields])
-        return f"CREATE UNIQUE INDEX {name} ON {table} {columns}"
+        return f"CREATE UNIQUE INDEX {name} ON {table} {columns_sql(self.fields)}"
 
 
 def create_table(
@@ -87,17 +85,12 @@ def conform_table(
     if connection.vendor == "cockroachdb":
         _conform_model_online(connection, model, sources, progress)
         return
-    try:
+    table = model._meta.db_table
+    with refusing(f"Table {table!r} cannot be converted; nothing was changed."):
         if connection.vendor == "sqlite":
             rebuild(schema_editor, model, sources)
         else:
             _conform_on_postgresql(connection, model, sources)
-    except DatabaseError as error:
-        if is_transient(error):
-            raise
-        raise SchemaMismatchError(
-            f"Table {model._meta.db_table!r} cannot be converted; nothing was changed. {first_line(error)}"
-        ) from error
 
 
 def _conform_on_postgresql(

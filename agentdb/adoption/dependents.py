@@ -8,7 +8,7 @@ does not say which one failed; the message then lists those that read a changing
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from django.db import DatabaseError
@@ -18,6 +18,7 @@ from agentdb.adoption.obstacles import (
     AdoptionRefusedError,
     first_line,
     is_transient,
+    refusing,
 )
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.queries import rows, run
@@ -158,14 +159,6 @@ _OBSTACLES = """
     SELECT 'Table ' || quote_literal(relname) || ' is made of the type ' || reloftype::regtype ||
         ', which fixes its columns. Run ''ALTER TABLE ' || quote_ident(relname) || ' NOT OF''.'
     FROM ours WHERE reloftype <> 0
-    UNION ALL
-    SELECT 'Table ' || quote_literal(relname) || ' is unlogged: PostgreSQL empties it after a crash. Run ''ALTER TABLE '
-        || relname || ' SET LOGGED''.'
-    FROM ours WHERE relpersistence = 'u'
-    UNION ALL
-    SELECT 'Table ' || quote_literal(relname) || ' has row security, which hides rows and refuses inserts. Run ''ALTER '
-        || 'TABLE ' || relname || ' DISABLE ROW LEVEL SECURITY''; its policies stay.'
-    FROM ours WHERE relrowsecurity
     ORDER BY 1
 """
 
@@ -247,18 +240,9 @@ def without_dependents(
                 _restore_rights(connection, dependent)
 
 
-@contextmanager
-def _naming(dependent: Dependent) -> Iterator[None]:
-    """Raise ``SchemaMismatchError`` with the title of what cannot be recreated as it was."""
-    try:
-        yield
-    except DatabaseError as error:
-        if is_transient(error):
-            raise
-        raise SchemaMismatchError(
-            f"{dependent.title} cannot be recreated with the new types of the columns it reads: {first_line(error)} "
-            f"{DROP_FIRST}"
-        ) from error
+def _naming(dependent: Dependent) -> AbstractContextManager[None]:
+    before = f"{dependent.title} cannot be recreated with the new types of the columns it reads:"
+    return refusing(before, f" {DROP_FIRST}")
 
 
 def _restore_rights(connection: BaseDatabaseWrapper, view: Dependent) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from django.db import IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.obstacles import OLD_COLUMNS
@@ -22,31 +21,20 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
     if recorded_migrations(connection):
         return  # later migrations check for themselves, and this is on the path of each 'migrate'
     shape = recognise(connection)
-    if not shape.tables:
-        if shape.problems:
-            raise SchemaMismatchError(" ".join(shape.problems))
-        return
-    where = ", ".join(shape.tables)
     if shape.problems:
-        raise SchemaMismatchError(
-            f"The database has tables ({where}) that cannot be adopted as they are. {' '.join(shape.problems)} Then "
-            "run 'agentdb baselinedb'."
-        )
+        then = " Then run 'agentdb baselinedb'." if shape.tables else ""
+        raise SchemaMismatchError(" ".join(shape.problems) + then)
+    if not shape.tables:
+        return
     is_initial = _is_initial(shape)
     if not (is_initial and fake_initial):
         other = ", or 'agentdb migrate --fake-initial'" if is_initial else ""
+        where = ", ".join(shape.tables)
         raise SchemaMismatchError(
             f"The database already has the old server's tables ({where}): {shape.description}. "
             f"Run 'agentdb baselinedb', which backs up, adopts and verifies them{other}."
         )
     read_usable_values(connection)
-    if connection.vendor == "sqlite":
-        try:
-            connection.check_constraints()
-        except IntegrityError as error:
-            raise SchemaMismatchError(
-                f"{str(error).rstrip('.')}. Delete the row or add what it refers to, and run the command again."
-            ) from error
 
 
 def _is_initial(shape: Shape) -> bool:

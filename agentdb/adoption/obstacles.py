@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from django.db import OperationalError
+from django.db import DatabaseError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.timestamps import (
@@ -152,6 +153,17 @@ def is_transient(error: BaseException) -> bool:
     # SQLite's driver raises OperationalError for bad SQL too.
     is_operational = isinstance(error, OperationalError)
     return is_operational and classify(error) not in (Fault.OTHER, Fault.MISMATCH)
+
+
+@contextmanager
+def refusing(before: str, behind: str = "") -> Iterator[None]:
+    """Raise ``SchemaMismatchError`` with the driver's reason between these words, unless it is about the moment."""
+    try:
+        yield
+    except DatabaseError as error:
+        if is_transient(error):
+            raise
+        raise SchemaMismatchError(f"{before} {first_line(error)}{behind}") from error
 
 
 def unusable_reason(kind: str, value: object) -> str | None:

@@ -188,8 +188,8 @@ def _obstacles(
     ]
     if connection.vendor == "postgresql":
         stored = list(shape.stored_as.values())
-        missing = rows(connection, _MISSING_RIGHTS, [stored])
-        obstacles += [sentence for *_, sentence in missing]
+        found = rows(connection, _SERVER_OBSTACLES, [stored])
+        obstacles += [sentence for *_, sentence in found]
         obstacles += table_obstacles(connection, stored)
         if RECORD in shape.live:
             obstacles += _behind(connection)
@@ -259,11 +259,11 @@ def _behind(connection: BaseDatabaseWrapper) -> Iterator[str]:
         )
 
 
-# What this role or this server may not do, a sentence each, in ASCII: the server may not know other characters. With
-# several owners, the owner of one table cannot change the others.
-_MISSING_RIGHTS = """
+# What this role or this server may not do, and tables that lose or hide rows, a sentence each, in ASCII: the server may
+# not know other characters. With several owners, the owner of one table cannot change the others.
+_SERVER_OBSTACLES = """
     WITH ours AS (
-        SELECT relname, pg_get_userbyid(relowner) AS owner, pg_has_role(relowner, 'USAGE') AS may_change
+        SELECT *, pg_get_userbyid(relowner) AS owner, pg_has_role(relowner, 'USAGE') AS may_change
         FROM pg_class WHERE relname = ANY(%s) AND relnamespace = quote_ident(current_schema())::regnamespace
     ),
     owners AS (SELECT count(DISTINCT owner) > 1 AS are_several FROM ours)
@@ -286,6 +286,14 @@ _MISSING_RIGHTS = """
     SELECT 3, '', 'Nothing can be written: default_transaction_read_only is on for this database, the role '
         || quote_literal(current_user) || ' or this connection. Turn it off for as long as the command runs.'
     WHERE NOT pg_is_in_recovery() AND current_setting('default_transaction_read_only') = 'on'
+    UNION ALL
+    SELECT 4, relname, 'Table ' || quote_literal(relname) || ' is unlogged: PostgreSQL empties it after a crash. Run '
+        || '''ALTER TABLE ' || relname || ' SET LOGGED''.'
+    FROM ours WHERE relpersistence = 'u'
+    UNION ALL
+    SELECT 4, relname, 'Table ' || quote_literal(relname) || ' has row security, which hides rows and refuses inserts. '
+        || 'Run ''ALTER TABLE ' || relname || ' DISABLE ROW LEVEL SECURITY''; its policies stay.'
+    FROM ours WHERE relrowsecurity
     ORDER BY 1, 2
 """
 

@@ -17,6 +17,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import StateApps
 
 from agentdb.adoption.obstacles import OLD_COLUMNS
+from agentdb.adoption.steps import is_obsolete_key
 from agentdb.schema import (
     Column,
     Table,
@@ -68,12 +69,6 @@ WORK = (FRESH, STALE)
 # Tables of servers after the multi-tenant release.
 LATER_TABLES = frozenset({"messages", "session_events", "__drizzle_migrations"})
 
-_KINDS = {
-    "text": "text",
-    "text or null": "text",
-    "integer": "an integer",
-    "timestamp": "a timestamp",
-}
 _TEXT_TYPES = ("text", "varchar", "character varying", "clob")
 _INTEGER_TYPES = ("integer", "int", "smallint", "bigint", "int2", "int4", "int8")
 NATIVE_TIMESTAMP = {
@@ -230,7 +225,7 @@ def _column_problem(
     elif not _holds(vendor, column.type, kind):
         yield (
             f"Column {column.name!r} of table {table.name!r} has the type {column.type or '(none)'}, "
-            f"which cannot be read as {_KINDS[kind]}."
+            f"which does not hold what agentdb needs: {kind}."
         )
 
 
@@ -409,7 +404,9 @@ def _steps(vendor: str, tables: Mapping[str, Table]) -> dict[str, bool]:
     steps["keyed agents by id"] = key == ("id",)
     unique = [] if agents is None else unique_keys(agents)
     steps["made (tenant_id, name) unique"] = {"tenant_id", "name"} in unique
-    steps[_BY_HAND] = sessions is not None and not sessions.foreign_keys
+    steps[_BY_HAND] = sessions is not None and not any(
+        is_obsolete_key(key, OLD_COLUMNS["sessions"]) for key in sessions.foreign_keys
+    )
     return steps
 
 

@@ -322,8 +322,8 @@ def test_a_column_of_another_type_is_refused(load_legacy: Load, engine: str):
     )
 
     assert message == (
-        "Column 'created_at' of table 'sessions' has the type timestamp without time zone, which cannot be read as "
-        "a timestamp."
+        "Column 'created_at' of table 'sessions' has the type timestamp without time zone, which does not hold "
+        "what agentdb needs: timestamp."
     )
 
 
