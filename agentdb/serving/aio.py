@@ -365,8 +365,11 @@ class AsyncDb:
         """In a thread of its own: wait for the calls of the others, then close the ``Db``."""
         self._workers.stop()
         self._transactions.stop()
-        if self._db is not None:
-            self._db.close()
+        with self._opening:  # a second close() waits for the first
+            db = self._db
+            self._db = None
+            if db is not None:
+                db.close()
 
 
 class _TenantView(AsyncDb):

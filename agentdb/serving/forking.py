@@ -15,7 +15,7 @@ from django.db.backends.signals import connection_created
 
 from agentdb.schema.inspection import sqlite_path
 from agentdb.serving.connections.base import Slot, left_to_the_parent
-from agentdb.serving.connections.sqlite import inherited
+from agentdb.serving.connections.sqlite import note_left_open
 
 if TYPE_CHECKING:
     from agentdb.serving.connections.threads import Threads
@@ -125,7 +125,7 @@ class Forking:
         # new one.
         for threads in list(self._all):
             threads.after_fork(self._held)
-        inherited.note(self._files)
+        note_left_open(self._files)
         self.after_in_parent()
 
     def _is_known_file(self, wrapper: BaseDatabaseWrapper) -> bool:
@@ -146,7 +146,7 @@ def _undo_copy(wrapper: BaseDatabaseWrapper) -> None:
     SQLite keeps a list of the open files and their locks in the process. Without this, the child would keep its copy of
     the parent's locks. In WAL mode the file is not touched, because the parent's locks prevent the child from being
     the last to close it. Otherwise, or if a thread of the parent was running a statement, the connection stays, and
-    ``inherited`` records it.
+    ``note_left_open`` records it.
     """
     raw: Any = wrapper.connection
     wrapper.connection = None

@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from django.apps import apps as django_apps
 from django.conf import settings
 from django.core.management import CommandError
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.utils import ConnectionHandler
 
 from agentdb.conf import INSTALLED_APPS, URL_VARIABLE, database_from_url, database_url
 from agentdb.errors import (
@@ -164,12 +164,11 @@ def _alias(url: str | None, names: Sequence[str] | None) -> tuple[str, bool]:
 def _configure_alone(url: str | None, names: Sequence[str]) -> None:
     """Configure Django for a program that is not a Django project."""
     global _standalone
-    own_apps.labels_of(
-        names
-    )  # refuses what is not an app while Django can be configured
-    database = database_from_url(database_url(url))
+    # Refuses what is not an app, before the one time that Django can be configured.
+    own_apps.labels_of(names)
+    database = _database(database_url(url), names)
     settings.configure(
-        DATABASES={DEFAULT_DB_ALIAS: own_apps.with_apps(database, names)},
+        DATABASES={DEFAULT_DB_ALIAS: database},
         INSTALLED_APPS=[*INSTALLED_APPS, *names],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         USE_TZ=True,
@@ -178,6 +177,13 @@ def _configure_alone(url: str | None, names: Sequence[str]) -> None:
     )
     _standalone = True
     host.set_up()
+
+
+def _database(url: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return the ``DATABASES`` entry of a database that has the tables of these apps."""
+    database = database_from_url(url)
+    database["AGENTDB"]["apps"] = tuple(names)
+    return database
 
 
 def check_configured(names: Sequence[str]) -> None:
@@ -190,11 +196,11 @@ def check_configured(names: Sequence[str]) -> None:
 
 def _add_database(url: str, names: Sequence[str] = ()) -> str:
     alias = f"agentdb_{next(_numbers)}"
-    # A separate handler fills in the defaults that Django expects.
-    database = own_apps.with_apps(database_from_url(url), names)
-    connections.settings[alias] = ConnectionHandler({"default": database}).settings[
-        "default"
-    ]
+    database = _database(url, names)
+    connections.configure_settings(
+        {DEFAULT_DB_ALIAS: database}
+    )  # adds Django's defaults
+    connections.settings[alias] = database
     return alias
 
 

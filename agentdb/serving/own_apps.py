@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from django.apps import AppConfig
 from django.apps import apps as django_apps
@@ -65,15 +64,6 @@ def labels_of(names: Sequence[str]) -> list[str]:
     return [_config(name).label for name in names]
 
 
-def with_apps(database: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the ``DATABASES`` entry of a database that has the tables of these apps."""
-    own_options = {
-        **database.get("AGENTDB", {}),
-        "apps": tuple(names),
-    }
-    return {**database, "AGENTDB": own_options}
-
-
 def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError | None:
     """Return why agentdb or the database's apps cannot work on the tables, with the command to run."""
     problem = migration_record.schema_problem(connection, place)
@@ -106,7 +96,7 @@ def migrate(alias: str) -> None:
 
 
 def _apps_of(connection: BaseDatabaseWrapper) -> tuple[str, ...]:
-    """Return the names that ``with_apps`` has noted; none for a host's own database."""
+    """Return the names that came with the URL; none for a host's own database."""
     options = connection.settings_dict.get("AGENTDB", {})
     apps: tuple[str, ...] = options.get("apps", ())
     return apps

@@ -35,8 +35,6 @@ _LOOK_SECONDS = 0.25  # in case an asynchronous exception prevented a wake-up
 class Turn:
     """The right to write, until ``end()`` or until nothing refers to it, because its thread had an exception."""
 
-    __slots__ = ("__weakref__", "_turns")
-
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
 
@@ -47,8 +45,6 @@ class Turn:
 
 class _Writer:
     """A thread in the queue, with a statement to run, or waiting for a turn."""
-
-    __slots__ = ("__weakref__", "answer", "batch", "group", "run", "wake")
 
     def __init__(self, run: Run | None, group: object) -> None:
         self.run = run

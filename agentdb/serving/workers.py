@@ -117,8 +117,6 @@ def _copy(error: BaseException) -> BaseException:
 class _Line:
     """The calls on one id in their order; reads between two writes run in parallel."""
 
-    __slots__ = ("_reads", "_running", "_waiting")
-
     def __init__(self) -> None:
         self._running = 0
         self._reads = False  # whether those that run read
@@ -154,8 +152,6 @@ class _Line:
 
 class Outbox:
     """Answers on their way to one event loop, which looks after the calls that wait meanwhile."""
-
-    __slots__ = ("__weakref__", "answers", "is_told", "timer", "workers")
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers

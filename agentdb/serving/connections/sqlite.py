@@ -29,35 +29,28 @@ from agentdb.sqlite_files import (
     shared_file_system,
 )
 
-
-class _Inherited:
-    """The files that a fork left open in this process. SQLite believes it holds locks on them that the parent holds.
-
-    SQLite's list of open files is per process and hidden, but each file on it has a descriptor.
-    """
-
-    def __init__(self) -> None:
-        self._left_open: dict[int, tuple[int, int]] = {}
-
-    def note(self, names: Iterable[object]) -> None:
-        """In the child of a fork, note which of these files are still open."""
-        close_kept_open()
-        files = {identity(str(name)) for name in names}
-        self._left_open = {}
-        for number in descriptors():
-            file = identity(number)
-            if file is not None and file in files:
-                self._left_open[number] = file
-
-    def is_open(self, name: object) -> bool:
-        """Return whether the file is still open on a descriptor of the parent."""
-        file = identity(str(name))
-        numbers = [number for number, known in self._left_open.items() if known == file]
-        # A number may have been closed since, and given to another file.
-        return any(identity(number) == file for number in numbers)
+# By descriptor, the files that a fork left open in this process. SQLite believes it holds locks on them that the parent
+# holds. Its list of open files is per process and hidden, but each file on it has a descriptor.
+_left_open: dict[int, tuple[int, int]] = {}
 
 
-inherited = _Inherited()
+def note_left_open(names: Iterable[object]) -> None:
+    """In the child of a fork, note which of these files are still open."""
+    close_kept_open()
+    files = {identity(str(name)) for name in names}
+    _left_open.clear()
+    for number in descriptors():
+        file = identity(number)
+        if file is not None and file in files:
+            _left_open[number] = file
+
+
+def _is_left_open(name: str) -> bool:
+    """Return whether the file is still open on a descriptor of the parent."""
+    file = identity(name)
+    numbers = [number for number, known in _left_open.items() if known == file]
+    # A number may have been closed since, and given to another file.
+    return any(identity(number) == file for number in numbers)
 
 
 class Place(NamedTuple):
@@ -152,7 +145,7 @@ class SqliteEngine(Engine):
             yield
             return
         self._refuse_displaced()
-        if inherited.is_open(self.name):
+        if _is_left_open(self.name):
             raise AgentDbError(
                 f"{self.describe()} was open on another connection, or in a transaction, when this process was forked. "
                 "SQLite cannot use the file here without losing writes. Close that connection before the fork, or "

@@ -286,8 +286,6 @@ class Threads:
             if self._shared is not None and self._shared not in held:
                 self._shared.lock = threading.RLock()
                 self._shared.reset()
-            kept = [slot for slot in self.slots() if slot in (self._shared, own)]
-            self._slots = weakref.WeakSet(kept)
             return
         for slot in self.slots():
             # Of a server: not closed, because two processes on one socket corrupt both. Of a file there is none now.
