@@ -328,7 +328,7 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
         return Problem(sentence % place, "agentdb verifydb", said)
     is_damaged = fault in (Fault.DAMAGED, Fault.NOT_A_DATABASE)
     command = "agentdb verifydb" if is_damaged else "agentdb health"
-    return Problem(describe_failure(connection, error), command, said)
+    return Problem(describe_failure(connection, error), command)  # has the reason
 
 
 def holds_unreadable(connection: BaseDatabaseWrapper) -> str:

@@ -138,13 +138,8 @@ _START = (
 def _module_paths() -> list[str]:
     """Return the module paths of this process, without the working directory unless agentdb itself is there."""
     home = str(Path(agentdb.__file__).resolve().parent.parent)
-    left_out = (os.getcwd(), home)
-    paths = []
-    for path in filter(None, sys.path):
-        path = os.path.abspath(path)
-        if path not in left_out:
-            paths.append(path)
-    return [*paths, home]
+    paths = [os.path.abspath(path) for path in sys.path if path]
+    return [path for path in paths if path not in (os.getcwd(), home)] + [home]
 
 
 def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, Any]:
