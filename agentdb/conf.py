@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -112,21 +111,18 @@ def _scheme_and_rest(url: str) -> tuple[str, str]:
         return scheme, rest
     known = ", ".join(f"{each}://" for each in _SCHEMES)
     if not separator:
+        meant = _probably_meant(url)
+        question = f" Did you mean {meant}?" if meant else ""
         raise InvalidInputError(
-            f"The database URL has no scheme; it must begin with one of {known}.{_perhaps(_probably_meant(url))}"
+            f"The database URL has no scheme; it must begin with one of {known}.{question}"
         )
     if (plain := scheme.partition("+")[0]) in _SCHEMES:
         raise InvalidInputError(
             f"The database URL begins with {scheme!r}. Write it without the driver: {plain}://."
         )
-    near = difflib.get_close_matches(scheme.lower(), _SCHEMES)
     raise InvalidInputError(
-        f"The database URL begins with {scheme!r}; supported are {known}.{_perhaps(f'{near[0]}://' if near else '')}"
+        f"The database URL begins with {scheme!r}; supported are {known}."
     )
-
-
-def _perhaps(meant: str) -> str:
-    return f" Did you mean {meant}?" if meant else ""
 
 
 def _probably_meant(text: str) -> str:
@@ -134,25 +130,22 @@ def _probably_meant(text: str) -> str:
 
     Text with an '@' may contain a password, which must not be printed.
     """
-    if not text or "@" in text:
+    if "@" in text:
         return ""
-    scheme, colon, rest = text.partition(":")
-    if colon and scheme in _SCHEMES:
-        if scheme == "sqlite":
-            return f"sqlite:///{rest}"
-        return f"{scheme}://{rest.lstrip('/')}"
     for pattern, meant in _MEANT:
-        if re.fullmatch(pattern, text):
-            return meant.format(os.path.expanduser(text))
+        if match := re.fullmatch(pattern, text):
+            return match.expand(meant)
     return ""
 
 
 # What people write for a URL, and the URL for it: the first pattern that matches all of the text decides.
 _MEANT = (
+    (r"sqlite:(.*)", r"sqlite:///\1"),
+    (rf"({'|'.join(_SCHEMES)}):/*(.*)", r"\1://\2"),
     (r".*\b(dbname|host) *=.*", "postgresql://HOST/DATABASE"),
-    (r"[/.~].*|.*\.(db|sqlite|sqlite3)", "sqlite:///{}"),
-    (r"[\w.-]+:\d+", "postgresql://{}/DATABASE"),
-    (r"[\w.-]+(:\d+)?/[\w-]+", "postgresql://{}"),
+    (r"[/.~].*|.*\.(db|sqlite|sqlite3)", r"sqlite:///\g<0>"),
+    (r"[\w.-]+:\d+", r"postgresql://\g<0>/DATABASE"),
+    (r"[\w.-]+(:\d+)?/[\w-]+", r"postgresql://\g<0>"),
 )
 
 

@@ -170,7 +170,9 @@ class NativeTimestamps(Operation):
         read_usable_values(connection)
         for model in native:
             sources = {
-                column: template.format(column) for column in _timestamp_columns(model)
+                str(field.column): template.format(field.column)
+                for field in model._meta.local_fields
+                if isinstance(field, models.DateTimeField)
             }
             old_model = to_state.apps.get_model(app_label, model.__name__)
             conform_table(schema_editor, old_model, sources)
@@ -261,11 +263,3 @@ def _say_if_long(content: TableContent, model: type[models.Model]) -> None:
     """Announce a conversion that takes a while."""
     if (say := _say.get()) and content.rows >= _LONG:
         say(f"Converting {content.rows:,} {model._meta.verbose_name_plural}.")
-
-
-def _timestamp_columns(model: type[models.Model]) -> list[str]:
-    return [
-        str(field.column)
-        for field in model._meta.local_fields
-        if isinstance(field, models.DateTimeField)
-    ]

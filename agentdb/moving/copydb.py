@@ -7,8 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from heapq import merge
-from itertools import chain, groupby, islice, repeat
+from itertools import chain, islice
 from typing import Any
 
 from django.apps import apps
@@ -457,12 +456,12 @@ def _build_indexes(writing: BaseDatabaseWrapper, progress: Progress) -> None:
         return
     # Only those that are missing: a copy that was stopped here has built some.
     live = read_tables(writing)
-    missing = []
-    for model in _models():
-        table = live[_table(model)]
-        for index in model._meta.indexes:
-            if table.index(index.name) is None:
-                missing.append((model, index))
+    missing = [
+        (model, index)
+        for model in _models()
+        for index in model._meta.indexes
+        if live[_table(model)].index(index.name) is None
+    ]
     editor = writing.schema_editor()
     for number, (model, index) in enumerate(missing):
         progress("indexes", number, len(missing))
@@ -475,21 +474,20 @@ def _build_indexes(writing: BaseDatabaseWrapper, progress: Progress) -> None:
 
 def _differing(one: Iterator[Row], other: Iterator[Row]) -> Iterator[_Pair]:
     """Yield the differing rows of two tables in code-point order of the id, None for one that is missing."""
-
-    def id_of(tagged: tuple[Row, str]) -> str:
-        row, _ = tagged
-        return row_id(row)
-
-    # Each row with the side that it is of: merge makes one stream of both, in which the rows with one id are together.
-    rows_of_one = zip(one, repeat("one"))
-    rows_of_other = zip(other, repeat("other"))
-    merged = merge(rows_of_one, rows_of_other, key=id_of)
-    for _, same_id in groupby(merged, key=id_of):
-        found = {side: row for row, side in same_id}
-        first = found.get("one")
-        second = found.get("other")
-        if first != second:
-            yield first, second
+    first = next(one, None)
+    second = next(other, None)
+    while first or second:
+        if first and second and row_id(first) == row_id(second):
+            if first != second:
+                yield first, second
+            first = next(one, None)
+            second = next(other, None)
+        elif second is None or (first and row_id(first) < row_id(second)):
+            yield first, None
+            first = next(one, None)
+        else:
+            yield None, second
+            second = next(other, None)
 
 
 def _rows_of_table(

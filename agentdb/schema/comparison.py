@@ -116,12 +116,11 @@ class _TableDiff:
         self.expected = expected
         self.live = live
         self.names = names
+        self.ours = {column.name for column in expected.columns}
         self.missing = [
             column for column in expected.columns if live.column(column.name) is None
         ]
-        self.extra = [
-            column for column in live.columns if expected.column(column.name) is None
-        ]
+        self.extra = [column for column in live.columns if column.name not in self.ours]
         self.renamed = _renamed(self.missing, self.extra)
         self._old_names = {new: old for old, new in self.renamed.items()}
         self._recollated = {
@@ -319,16 +318,10 @@ class _TableDiff:
         # An index that is not unique only costs time. A unique one refuses rows, unless each of ours has NULL in it.
         harmless = not key.is_unique
         if "nulls not distinct" not in key.options:
-            harmless = harmless or self._left_null(key.names)
+            harmless = harmless or left_null(self.live, self.ours, key.names)
         title = f"{_title(key)} on {self.table} {_on(key)}"
         return self._extra(
             _NOUNS[key.kind], key.name, _text(key), title, harmless=harmless
-        )
-
-    def _left_null(self, columns: Iterable[str]) -> bool:
-        """Return whether agentdb leaves one of the columns NULL in every insert, so that no row can collide."""
-        return left_null(
-            self.live, [column.name for column in self.expected.columns], columns
         )
 
     def _extra_constraints(self) -> Iterator[Difference]:
@@ -340,16 +333,17 @@ class _TableDiff:
                 key.name,
                 on,
                 title,
-                harmless=self._left_null(key.columns),
+                harmless=left_null(self.live, self.ours, key.columns),
             )
-        ours = {column.name for column in self.expected.columns}
         for check in self.live.checks:
             title = (
                 f"{capitalized(check.kind)} constraint {check.name or 'without a name'}"
             )
             on = f"{self.table} ({check.expression})"
             # Inserts leave additional columns to their defaults, like the old server's.
-            harmless = check.kind == "check" and not reads_ours(check, self.live, ours)
+            harmless = check.kind == "check" and not reads_ours(
+                check, self.live, self.ours
+            )
             yield self._extra(
                 "check",
                 check.name,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from django.apps.registry import Apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.state import StateApps
-from django.db.models import BaseConstraint, Field, Model, UniqueConstraint
+from django.db.models import Field, Model
 
+from agentdb.schema.introspection import with_unique_indexes_as_constraints
 from agentdb.schema.sqltext import (
     column_default,
     column_type,
-    literal,
     parse_create_index,
+    parse_create_table,
 )
 from agentdb.schema.tables import Column, Key, Table
 
@@ -36,69 +38,38 @@ def expected_tables(
 def expected_table(connection: BaseDatabaseWrapper, model: type[Model]) -> Table:
     """Return the table of one of agentdb's models, in whatever state."""
     editor = connection.schema_editor(collect_sql=True, atomic=False)
+    editor.deferred_sql = []
     meta = model._meta
-    # PostgreSQL's default name; SQLite stores no names of keys.
-    key = "" if connection.vendor == "sqlite" else f"{meta.db_table}_pkey"
-    # What CREATE INDEX makes is an index and not a constraint on PostgreSQL: the old server's tables have one.
+    sql, _ = editor.table_sql(model)
     indexes = [str(index.create_sql(model, editor)) for index in meta.indexes]
-    uniques = _uniques_of_columns(connection, model)
-    for constraint in meta.constraints:
-        unique = _unique(model, constraint)
-        sql = str(constraint.create_sql(model, editor))
-        # LegacyUnique answers with a CREATE INDEX there, and Django's own constraint with an ALTER TABLE.
-        if connection.vendor == "postgresql" and sql.startswith("CREATE "):
-            indexes.append(sql)
+    # What does not fit into CREATE TABLE is deferred.
+    for statement in map(str, editor.deferred_sql):
+        _, is_constraint, constraint = statement.partition(" ADD ")
+        if is_constraint:
+            sql = f"{sql.removesuffix(')')}, {constraint})"
         else:
-            uniques.append(unique)
-    return Table(
+            indexes.append(statement)
+    keys = parse_create_table(sql).keys
+    if connection.vendor != "sqlite":
+        keys = [_named(meta.db_table, key) for key in keys]
+    table = Table(
         name=meta.db_table,
         columns=tuple(
             _expected_column(editor, field) for field in meta.local_concrete_fields
         ),
-        primary_key=Key(key, (_name_of(meta.pk),), "primary key"),
-        uniques=tuple(uniques),
+        primary_key=next(key for key in keys if not key.is_constraint),
+        uniques=tuple(key for key in keys if key.is_constraint),
         indexes=tuple(map(parse_create_index, indexes)),
     )
+    if connection.vendor == "cockroachdb":
+        return with_unique_indexes_as_constraints(table)
+    return table
 
 
-def _uniques_of_columns(
-    connection: BaseDatabaseWrapper, model: type[Model]
-) -> list[Key]:
-    prefix = f"{model._meta.db_table}_"
-    columns = [
-        _name_of(field)
-        for field in model._meta.local_concrete_fields
-        if field.unique and not field.primary_key
-    ]
-    # Again the default name, and none on SQLite.
-    is_named = connection.vendor != "sqlite"
-    return [
-        Key(
-            f"{prefix}{column}_key" if is_named else "",
-            (column,),
-            "unique constraint",
-        )
-        for column in columns
-    ]
-
-
-def _unique(model: type[Model], constraint: BaseConstraint) -> Key:
-    *_, options = constraint.deconstruct()
-    if not isinstance(constraint, UniqueConstraint) or set(options) != {
-        "fields",
-        "name",
-    }:
-        # Fail: a constraint that is not compared would always seem present.
-        raise NotImplementedError(
-            f"{constraint!r} of {model.__name__}: agentdb.schema.expected cannot compare it."
-        )
-    fields = map(model._meta.get_field, constraint.fields)
-    columns = tuple(map(_name_of, fields))
-    return Key(constraint.name, columns, "unique constraint")
-
-
-def _name_of(field: Any) -> str:
-    return str(field.column)
+def _named(table: str, key: Key) -> Key:
+    """Return the key with PostgreSQL's name for it if its statement has none; SQLite stores none either."""
+    own = f"{key.columns[0]}_key" if key.is_constraint else "pkey"
+    return replace(key, name=key.name or f"{table}_{own}")
 
 
 def _expected_column(
@@ -109,7 +80,7 @@ def _expected_column(
     # Only SQLite lets a primary key be NULL.
     is_never_null = field.primary_key and connection.vendor != "sqlite"
     return Column(
-        name=_name_of(field),
+        name=str(field.column),
         type=column_type(connection, str(parameters["type"])),
         nullable=field.null and not is_never_null,
         default=_expected_default(editor, field),
@@ -124,4 +95,6 @@ def _expected_default(
         return None
     sql, parameters = editor.db_default_sql(field)
     # Without parameters a percent sign is one.
-    return column_default(sql % tuple(map(literal, parameters)) if parameters else sql)
+    return column_default(
+        sql % tuple(map(editor.quote_value, parameters)) if parameters else sql
+    )

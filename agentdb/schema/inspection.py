@@ -161,10 +161,7 @@ def check_sqlite_file(path: Path) -> None:
             f"{str(path)!r} has a file format that SQLite {sqlite3.sqlite_version}, which Python uses here, does not "
             "know. Upgrade SQLite."
         )
-    # SQLite itself finds out if pages are missing, but reads a last page that is cut short as if zeros followed.
-    page = int.from_bytes(header[16:18])
-    expected = page * int.from_bytes(header[28:32])
-    if size < expected and size % page and not _has_log(path):
+    if expected := _size_if_cut_short(path, header, size):
         reason = f"it has {size:,} of the {expected:,} bytes that its header names"
         raise DatabaseUnavailableError(describe_file(Fault.DAMAGED, path, reason))
     if concern := encoding_concern(path):
@@ -198,9 +195,14 @@ def _is_newer(header: bytes) -> bool:
     return newest_journal > 2 or schema_format > 4
 
 
-def _has_log(path: Path) -> bool:
-    """Return whether a log may have the page that the file lacks, as after a power cut in a checkpoint."""
-    return os.path.exists(f"{path}-wal") or os.path.exists(f"{path}-journal")
+def _size_if_cut_short(path: Path, header: bytes, size: int) -> int:
+    """Return the size that the header names if the file ends within a page; 0 otherwise."""
+    # SQLite itself finds out if whole pages are missing, but reads the rest of one as zeros.
+    page = int.from_bytes(header[16:18])
+    expected = page * int.from_bytes(header[28:32])
+    # A log has the whole page, as after a power cut in a checkpoint.
+    has_log = os.path.exists(f"{path}-wal") or os.path.exists(f"{path}-journal")
+    return expected if size < expected and size % page and not has_log else 0
 
 
 @contextmanager

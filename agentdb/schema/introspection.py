@@ -36,13 +36,13 @@ def read_tables(
     tables = postgresql_catalog.read(connection, is_wanted)
     if connection.vendor == "cockroachdb":
         return {
-            name: _with_unique_indexes_as_constraints(table)
+            name: with_unique_indexes_as_constraints(table)
             for name, table in tables.items()
         }
     return tables
 
 
-def _with_unique_indexes_as_constraints(table: Table) -> Table:
+def with_unique_indexes_as_constraints(table: Table) -> Table:
     """Return the table as CockroachDB treats it: a unique index over columns is a unique constraint."""
     uniques = [
         replace(index, kind="unique constraint")

@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -108,20 +109,14 @@ def read(
 ) -> dict[str, Table]:
     """Return the tables, and the views, whose name ``is_wanted``."""
     found = rows(connection, _RELATIONS)
-    wanted = [row for row in found if is_wanted(row[1], row[2] in "vm")]
-
-    def by_table(query: str) -> Mapping[int, list[list[Any]]]:
-        parts = defaultdict(list)
-        for table, *row in rows(connection, query, [[oid for oid, *_ in wanted]]):
-            parts[table].append(row)
-        return parts
-
+    wanted = {row[0]: row for row in found if is_wanted(row[1], row[2] in "vm")}
+    by_table = partial(_by_table, connection, list(wanted))
     columns = by_table(_COLUMNS)
     foreign_keys = by_table(_FOREIGN_KEYS)
     checks = by_table(_CHECKS)
     keys = by_table(_KEYS.format(usable=_USABLE[connection.vendor]))
     tables = {}
-    for oid, name, kind, options, triggers, rules in wanted:
+    for oid, name, kind, options, triggers, rules in wanted.values():
         found_keys = [_key(*row) for row in keys[oid]]
         primary = [key for key in found_keys if key.kind == "primary key"]
         tables[name] = Table(
@@ -141,6 +136,15 @@ def read(
             rules=tuple(rules),
         )
     return tables
+
+
+def _by_table(
+    connection: BaseDatabaseWrapper, tables: list[int], query: str
+) -> Mapping[int, list[list[Any]]]:
+    found = defaultdict(list)
+    for table, *row in rows(connection, query, [tables]):
+        found[table].append(row)
+    return found
 
 
 def _column(

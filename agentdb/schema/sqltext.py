@@ -457,11 +457,3 @@ def column_default(sql: str | None) -> str | None:
         return None
     text = canonical(sql)
     return None if text.partition("::")[0] == "NULL" else text
-
-
-def literal(value: object) -> str:
-    """Return the value as SQL has it in a default."""
-    if isinstance(value, str):
-        escaped = value.replace("'", "''")
-        return f"'{escaped}'"
-    return str(value)

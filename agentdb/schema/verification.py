@@ -124,8 +124,8 @@ class Verification:
                 "unknown": list(self.unknown),
                 "record_is_true": self.record_is_true,
             },
-            "differences": [_entry(difference) for difference in self.differences],
-            "notes": [_entry(note) for note in self.notes],
+            "differences": list(map(asdict, self.differences)),
+            "notes": list(map(asdict, self.notes)),
         }
 
 
@@ -248,12 +248,6 @@ def _is_true(
         or (difference.code == "index.extra" and difference.object in later)
         for difference in differences
     )
-
-
-def _entry(difference: Difference) -> dict[str, Any]:
-    entry = asdict(difference)
-    del entry["severity"]  # the list that contains it says so
-    return entry
 
 
 def _is(names: tuple[str, ...]) -> str:

@@ -16,13 +16,14 @@ import pytest
 from django.apps import apps
 from django.db import connections
 from django.db.migrations.state import ModelState, ProjectState
-from django.db.models import CheckConstraint, Q, TextField, UniqueConstraint
+from django.db.models import Q, TextField, UniqueConstraint
 from django.test.utils import CaptureQueriesContext
 
 from agentdb.schema import Difference, compare, expected_tables, read_tables, tables
 from agentdb.schema.migration_record import migration_names, schema_problem
 from agentdb.schema.rows import Misspelt, NotUtf8, StoredColumn
 from agentdb.schema.sqltext import Token
+from agentdb.schema.tables import Key
 from agentdb.schema.verification import Verification
 from agentdb.serving.opening import configure
 from tests.conftest import ENGINES
@@ -643,17 +644,10 @@ def test_an_exclusion_constraint_is_drift(database):
     ]
 
 
-@pytest.mark.parametrize(
-    "constraint",
-    [
-        CheckConstraint(condition=~Q(id=""), name="named"),
-        UniqueConstraint(fields=["id"], condition=~Q(id=""), name="partial"),
-    ],
-)
-def test_a_constraint_that_no_comparison_knows_is_refused_instead_of_overlooked(
-    database, constraint
+def test_a_unique_constraint_with_a_condition_is_compared_as_the_index_that_it_is(
+    database,
 ):
-    """Whoever adds one to the models finds out from the first test."""
+    constraint = UniqueConstraint(fields=["id"], condition=~Q(id=""), name="partial")
     state = ProjectState()
     state.add_model(
         ModelState(
@@ -664,8 +658,8 @@ def test_a_constraint_that_no_comparison_knows_is_refused_instead_of_overlooked(
         )
     )
 
-    with pytest.raises(
-        NotImplementedError,
-        match=r"of Thing: agentdb\.schema\.expected cannot compare it\.$",
-    ):
-        expected_tables(database.connection, state.apps)
+    (table,) = expected_tables(database.connection, state.apps).values()
+
+    assert table.keys == (
+        Key("partial", ("id",), "unique index", condition="NOT (id = '')"),
+    )

@@ -289,6 +289,7 @@ def test_json_of_drift_and_a_note(url):
     assert report["differences"] == [
         {
             "code": "index.missing",
+            "severity": "drift",
             "table": "sessions",
             "object": "idx_sessions_tenant",
             "expected": "index on (tenant_id)",
@@ -299,6 +300,7 @@ def test_json_of_drift_and_a_note(url):
     assert report["notes"] == [
         {
             "code": "table.foreign",
+            "severity": "note",
             "table": "messages",
             "object": None,
             "expected": None,

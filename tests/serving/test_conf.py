@@ -260,11 +260,11 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
         ),
         (
             "postgress://h/a",
-            f"The database URL begins with 'postgress'; supported are {_KNOWN}. Did you mean postgres://?",
+            f"The database URL begins with 'postgress'; supported are {_KNOWN}.",
         ),
         (
             "SQLite3:///a",
-            f"The database URL begins with 'SQLite3'; supported are {_KNOWN}. Did you mean sqlite://?",
+            f"The database URL begins with 'SQLite3'; supported are {_KNOWN}.",
         ),
         (
             "postgresql://ash:p@ss/w:rd@host/db",
