@@ -37,9 +37,7 @@ STEP_SECONDS = 2.0
 NAMED = 10  # rows named in a question; the others are counted
 MOST_LISTED = 1_000  # rows that a result names
 # Bytes of a form field for later steps and "Undo", below Django's limit for a whole request.
-LONGEST_LINES = 1_500_000
-# Instead of such lines, so that the last page knows that some are missing.
-TOO_LONG = "too long"
+LONGEST_LINE = 1_500_000
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Action:
     warning: str | Promise = ""  # what the question says besides
     short_description: str | Promise = ""  # in Django's form
     deletes: bool = False
-    keeps_lines: bool = False  # the result needs what the rows were before
+    keeps_before: bool = False  # the result needs what the rows were before
     only: Collection[str] = ()  # the values of the first column that it changes, or all
 
     @property
@@ -82,7 +80,8 @@ class Action:
             rows = listed.filter(created_at__lte=asked.at)
             # Without those that would be skipped: a runner may have millions of ended sessions.
             if self.only:
-                rows = rows.filter(Q((f"{self.columns[0]}__in", self.only)))
+                column = self.columns[0]
+                rows = rows.filter(Q((f"{column}__in", self.only)))
         else:
             # The list's filters may leave out a ticked row that has changed since.
             own = model_admin.get_queryset(request)
@@ -118,7 +117,7 @@ PAUSE = Action(
         "Only active and starting sessions are paused. This writes the status; it does not reach the runner."
     ),
     short_description=gettext_lazy("Pause selected sessions"),
-    keeps_lines=True,
+    keeps_before=True,
     only=LIVE,
 )
 COOL = Action(
@@ -147,7 +146,7 @@ DELETE_SANDBOX = Action(
     ),
     short_description=gettext_lazy("Delete selected sandboxes"),
     deletes=True,
-    keeps_lines=True,
+    keeps_before=True,
 )
 REVOKE = Action(
     "revoke_keys",
@@ -179,7 +178,7 @@ class Asked(NamedTuple):
     reached: str  # the last id that was processed
     done: int
     skipped: int
-    lines: str  # audit lines of earlier steps, for the final page
+    before: Mapping[str, Any]  # what the rows of earlier steps were, by id
 
     @classmethod
     def of(cls, request: HttpRequest) -> Asked:
@@ -199,7 +198,7 @@ class Asked(NamedTuple):
             reached=reached.replace("\x00", ""),
             done=_number(post, "done"),
             skipped=_number(post, "skipped"),
-            lines=post.get("lines", ""),
+            before=_before(post.get("lines", "")),
         )
 
 
@@ -210,6 +209,13 @@ def _number(post: QueryDict, field: str) -> int:
     if text.isdecimal() and len(text) < 12:
         return int(text)
     return 0
+
+
+def _before(line: str) -> Mapping[str, Any]:
+    """Return what the line says of the rows; nothing if it was edited by hand, or was too long for the form."""
+    with suppress(ValueError):
+        return _read_line(line)[1]
+    return {}
 
 
 @dataclass
@@ -232,16 +238,14 @@ class Work:
         """Act on the rows, ``BATCH`` in each transaction, for a while."""
         # At least one batch in each response, or a slow database would never come to an end.
         ends_at = time.monotonic() + STEP_SECONDS
-        reached = self.asked.reached
-        ids = self._next_ids(rows, reached)
-        while ids:
+        begin = reached = self.asked.reached
+        while ids := self._next_ids(rows, reached):
+            if reached != begin and time.monotonic() > ends_at:
+                return self.result(reached)
             self._act(ids)
             if self.error:
-                return self.result()
+                break
             reached = ids[-1]
-            ids = self._next_ids(rows, reached)
-            if ids and time.monotonic() > ends_at:
-                return self.result(reached)
         return self.result()
 
     def _next_ids(self, rows: QuerySet[Any], reached: str) -> Sequence[str]:
@@ -378,13 +382,16 @@ class Work:
         count = asked.done + len(self.rows)
         skipped = asked.skipped
         skipped += sum(len(ids) for ids in self.skipped.values())
-        lines = self._lines()
-        folders = []
-        if self.action is DELETE_SANDBOX:
-            folders = _folders(lines)
+        before = {**asked.before, **self.before}
+        line = self._line(before)
+        # A part of them would undo a part of the work, and look like all of it.
+        is_whole = bool(line) and len(before) >= count
+        folders: list[tuple[str, Any]] = []
+        if self.action is DELETE_SANDBOX and is_whole:
+            folders = list(before.items())[:MOST_LISTED]
         rows = self.rows[:MOST_LISTED]
         undo_url = ""
-        if lines and self.action is PAUSE:
+        if count and self.action is PAUSE:
             undo_url = page_url(self.model_admin.admin_site, "undo")
         return self._page(
             "action_done",
@@ -397,9 +404,9 @@ class Work:
             skipped_count=skipped,
             tried=count + skipped,
             ids=asked.ids,
-            lines=lines,
+            lines=line,
             folders=folders,
-            is_too_long=lines == TOO_LONG,
+            is_too_long=count and self.action.keeps_before and not is_whole,
             undo_url=undo_url,
         )
 
@@ -425,23 +432,17 @@ class Work:
             **context,
         )
 
-    def _lines(self) -> str:
-        """Return lines like those of the audit log, for all steps.
-
-        Undoing a pause needs them, and they name workspace folders.
-        """
-        lines = self.asked.lines
-        has_more = self.action.keeps_lines and self.before
-        if not has_more or lines == TOO_LONG:
-            return lines
+    def _line(self, before: Mapping[str, Any]) -> str:
+        """Return a line like those of the audit log, for "Undo" and the next step; '' if it is too long for a form."""
+        if not self.action.keeps_before:
+            # The next step of a resume needs what it has resumed until now.
+            return self.request.POST.get("lines", "")
         entry = {
             "action": self.action.verb,
-            "before": self.before,
+            "before": before,
         }
         line = json.dumps(entry)
-        lines = f"{lines}\n{line}".strip()
-        # A part of the lines would undo a part of the work, and look like all of it.
-        return lines if len(lines) <= LONGEST_LINES else TOO_LONG
+        return line if len(line) <= LONGEST_LINE else ""
 
 
 def _endangered(sandboxes: QuerySet[Any]) -> QuerySet[Any]:
@@ -474,18 +475,6 @@ def _read_line(line: str) -> tuple[str, Mapping[str, Any]]:
         text = gettext("This is not a line of the audit log: %s")
         raise ValueError(text % line[:80]) from error
     return action, before
-
-
-def _folders(lines: str) -> list[tuple[str, str]]:
-    """Return the ids of deleted sandboxes with their workspace folders; none from a form that was edited by hand."""
-    folders: list[tuple[str, str]] = []
-    with suppress(ValueError, TypeError, KeyError):
-        for line in lines.splitlines():
-            _, before = _read_line(line)
-            for id, row in before.items():
-                folder = row["workspace_dir"]
-                folders.append((id, folder))
-    return folders[:MOST_LISTED]
 
 
 def _paused_by(lines: str) -> dict[str, str]:
@@ -535,7 +524,9 @@ def undo(model_admin: Any, request: HttpRequest) -> HttpResponse:
 
 
 def _resume(
-    model_admin: Any, request: HttpRequest, before: Mapping[str, str]
+    model_admin: Any,
+    request: HttpRequest,
+    before: Mapping[str, str],
 ) -> HttpResponse:
     """Set the sessions, those that are still paused, to the statuses by id."""
 

@@ -144,16 +144,12 @@ class RowList(ChangeList):
         if self.is_first and not has_more:
             self.total = Figure(self.result_count)
         elif not self.is_cut_off:
-            self.total = self._counted()
+            # None if counting, up to the limit of capped_count, takes too long.
+            count = partial(capped_count, self.queryset)
+            connection = connections[self.queryset.db]
+            self.total = ask(connection, count, seconds=COUNT_SECONDS).value
         allowed = viewable(self.model_admin.admin_site, request)
         find_linked(self.result_list, self.queryset.db, allowed, self.problems)
-
-    def _counted(self) -> Figure | None:
-        """Count all pages' rows, up to the limit of ``capped_count``; None if that takes too long."""
-        connection = connections[self.queryset.db]
-        count = partial(capped_count, self.queryset)
-        answer = ask(connection, count, seconds=COUNT_SECONDS)
-        return answer.value
 
     def _rows(self, after: str) -> list[Any]:
         """Return the rows after a place, and one more than a page has if there are more.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from django.contrib import admin
@@ -227,13 +226,18 @@ def runner_link(site: admin.AdminSite, name: str | None) -> SafeString:
     """Return the runner's link, shown without the domain, and with both ends of a long host name."""
     if name is None:
         return none()
-    url = page_url(site, "runner", id=name)
-    shown = partial(_short, head=8, tail=6, url=url)
+    host, dot, domain = name.partition(".")
     # Short enough to be shown whole, with its domain.
     if len(name) <= 8 + 6 + LEAST_HIDDEN:
-        return shown(name)
-    host, dot, domain = name.partition(".")
-    return shown(host, domain=dot + domain)
+        host, dot, domain = name, "", ""
+    url = page_url(site, "runner", id=name)
+    return _short(
+        host,
+        head=8,
+        tail=6,
+        url=url,
+        domain=dot + domain,
+    )
 
 
 def short_path(path: str) -> SafeString:

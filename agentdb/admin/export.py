@@ -107,10 +107,8 @@ def _cell(value: Any) -> Any:
 
 def as_json(row: Model) -> str:
     """Return one row as the export has it."""
-    values = {}
-    for field in row._meta.concrete_fields:
-        column = field.attname
-        values[column] = column_value(row, column)
+    columns = [field.attname for field in row._meta.concrete_fields]
+    values = {column: column_value(row, column) for column in columns}
     return json.dumps(values, ensure_ascii=False, default=datetime.isoformat)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from django.contrib.admin import SimpleListFilter
@@ -91,8 +91,6 @@ class TextFilter(ColumnFilter):
     """A typed value, for columns with too many values for a list."""
 
     is_typed = True
-    # Returns some values of the column, in order.
-    known_values: Callable[..., Sequence[str] | None]
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
         """Return values to suggest, each with itself as its label."""
@@ -103,11 +101,8 @@ class TextFilter(ColumnFilter):
         suggested = values[:SUGGESTIONS]
         return [(value, value) for value in suggested]
 
-
-class IndexedTextFilter(TextFilter):
-    """A text filter for a column whose index has its values."""
-
-    def known_values(self) -> Sequence[str]:
+    def known_values(self) -> Sequence[str] | None:
+        """Return some values of the column, by its index, in order."""
         return distinct_values(
             self.connection,
             self.model_admin.model,
@@ -234,7 +229,7 @@ class CheckFilter(ColumnFilter):
         return Q(pk__in=found)
 
 
-class TenantFilter(IndexedTextFilter):
+class TenantFilter(TextFilter):
     title = gettext_lazy("tenant")
     parameter_name = column = "tenant_id"
 
@@ -249,7 +244,7 @@ class NameFilter(AgentNameFilter):
     parameter_name = column = "name"
 
 
-class RunnerFilter(IndexedTextFilter):
+class RunnerFilter(TextFilter):
     title = gettext_lazy("runner")
     parameter_name = column = "runner_id"
 

@@ -66,7 +66,9 @@ def issue(model_admin: Any, request: HttpRequest) -> HttpResponse:
     "plain", "key_hash", "response", "content"
 )  # hidden in Django's error reports
 def _issue(
-    model_admin: Any, request: HttpRequest, asked: dict[str, Any]
+    model_admin: Any,
+    request: HttpRequest,
+    asked: dict[str, Any],
 ) -> HttpResponse:
     """Issue the key, write the audit log, and return the page that shows the key."""
     tenant_id = asked["tenant_id"]

@@ -39,7 +39,6 @@ from agentdb.admin.display import (
     link,
     list_url,
     name_of,
-    none,
     page,
     row_link,
     runner_link,
@@ -121,15 +120,12 @@ def timed(column: str, name: Any) -> Cell:
 
 
 def those_of_agent(model: type[Model], name: Any) -> Cell:
-    """Return a column with links to the rows of a list's agents.
-
-    "none" if the user may not see these rows, or if the names are too long for an address.
-    """
+    """Return a column with links to the rows of a list's agents, for those who may see these rows."""
 
     def show(site: admin.AdminSite, row: Any) -> SafeString:
         filters = {"tenant_id": row.tenant_id, "agent_name": row.name}
         url = list_url(site, model, **filters) if model in row.allowed else ""
-        return link(url, name) if url else none()
+        return link(url, name)
 
     return linked(name, show)
 
@@ -193,6 +189,7 @@ class ReadFirstAdmin(ModelAdmin):
         about = rows.about(self.admin_site, row, self.alias)
         kind = capfirst(name_of(self.model))
         json = as_json(row)
+        actions = self.actions if self.has_act_permission(request) else ()
         return page(
             self,
             request,
@@ -202,7 +199,7 @@ class ReadFirstAdmin(ModelAdmin):
             original=row,
             problems=row.problems,
             json=json if len(json) <= LONGEST_JSON else "",
-            row_actions=self.row_actions(request, row),
+            row_actions=[action for action in actions if action.changes(row)],
         )
 
     def get_urls(self) -> list[URLPattern]:
@@ -248,11 +245,6 @@ class ReadFirstAdmin(ModelAdmin):
             return {}
         where = () if action_location is None else (action_location,)
         return super().get_actions(request, *where)
-
-    def row_actions(self, request: HttpRequest, row: Any) -> list[Action]:
-        """Return the actions that this user may run on the row in its present state."""
-        may_act = self.has_act_permission(request)
-        return [action for action in self.actions if may_act and action.changes(row)]
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RowList]:
         return RowList

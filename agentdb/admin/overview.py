@@ -223,7 +223,9 @@ class _Overview(NamedTuple):
             check = check_of(found.code)
             if check is not None and check.model not in self.allowed:
                 report.findings[number] = Finding(
-                    found.code, found.title, problem=reason
+                    found.code,
+                    found.title,
+                    problem=reason,
                 )
         lines = [(found, _rows_url(self.site, found)) for found in report.wrong]
         return {
@@ -257,7 +259,9 @@ class _Overview(NamedTuple):
         return idle
 
     def _sessions(
-        self, runners: Answer[list[Runner]], sessions: Answer[Figure]
+        self,
+        runners: Answer[list[Runner]],
+        sessions: Answer[Figure],
     ) -> dict[str, Any]:
         """Return the parts about sessions; ``sample`` says of how many newest ones the tenants are counted."""
         found = runners.value or []

@@ -72,12 +72,19 @@ def find_linked(
     )
     ids = {getattr(row, column) for row in rows}
     others = other._default_manager.filter(pk__in=ids - {None, ""})
-    found = partial(_found, alias=alias, readable=readable, problems=problems)
+    found = partial(
+        _found,
+        alias=alias,
+        readable=readable,
+        problems=problems,
+    )
     agent_of = {(agent.tenant_id, agent.name): agent for agent in found(agents)}
     other_of = {each.pk: each for each in found(others)}
     for row in rows:
-        row.linked_agent = agent_of.get((row.tenant_id, row.agent_name))
-        row.linked = other_of.get(getattr(row, column))
+        agent = (row.tenant_id, row.agent_name)
+        row.linked_agent = agent_of.get(agent)
+        other_id = getattr(row, column)
+        row.linked = other_of.get(other_id)
 
 
 def _found(
@@ -196,12 +203,8 @@ def _name(row: Any) -> str:
 
 def stored(row: Model) -> list[tuple[str, SafeString | str]]:
     """Return each column with its value; of a key's hash only the beginning."""
-    shown = []
-    for field in row._meta.concrete_fields:
-        column = field.attname
-        value = _stored(row, column)
-        shown.append((column, value))
-    return shown
+    columns = [field.attname for field in row._meta.concrete_fields]
+    return [(column, _stored(row, column)) for column in columns]
 
 
 def _stored(row: Model, column: str) -> SafeString | str:

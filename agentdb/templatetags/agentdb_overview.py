@@ -84,8 +84,8 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
         model_admin: Any = site._registry[model]
         may_act = may_act or model_admin.may_change(request)
     return {
-        # The address, the name, and whether it is this page.
-        "pages": [(url, name, url == request.path) for url, name in pages],
+        "pages": pages,
+        "path": request.path,
         "find_url": page_url(site, "find"),
         "is_read_only": not may_act,
         "csrf_token": context.get("csrf_token"),

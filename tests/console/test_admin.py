@@ -144,7 +144,7 @@ def test_viewer_cannot_add_change_or_delete(site: Site):
     request = site.get("agentdb/session/").response.wsgi_request
     sessions: Any = admin.site._registry[Session]
     assert sessions.get_actions(request) == {}
-    assert sessions.row_actions(request, Session(status="active")) == []
+    assert "pause_sessions" not in site.get("agentdb/session/s0000/change/").html
     for has_permission in (
         sessions.has_add_permission,
         sessions.has_change_permission,
@@ -1292,13 +1292,13 @@ def test_the_folders_of_all_steps_are_named_at_the_end(
     assert [f"b{n:04} /work/{n}" in page.text for n in range(20)] == [True] * 20
 
 
-@pytest.mark.parametrize("longest", [0, 200])
+@pytest.mark.parametrize("longest", [0, 185])
 def test_a_result_says_that_it_names_not_all_rows_of_so_many(
     site: Site, monkeypatch: pytest.MonkeyPatch, longest: int
 ):
     monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
     monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", -1)
-    monkeypatch.setattr("agentdb.admin.actions.LONGEST_LINES", longest)
+    monkeypatch.setattr("agentdb.admin.actions.LONGEST_LINE", longest)
     fill(site.alias, 20)
     operator(site)
 
