@@ -29,11 +29,6 @@ _LOOK_SECONDS = 0.001
 _MOST_TOGETHER = 100
 
 
-def _new_future() -> asyncio.Future[Any]:
-    loop = asyncio.get_running_loop()
-    return loop.create_future()
-
-
 @dataclass(slots=True, eq=False)
 class Job:
     """One call: what to run, where its answer goes, and the ids it concerns.
@@ -55,7 +50,9 @@ class Job:
     held_up: int = 0  # the number of its keys with earlier calls
     # Taken where the call is made, so that the thread sees the caller's context variables, and tracing its span.
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    future: asyncio.Future[Any] = field(default_factory=_new_future)
+    future: asyncio.Future[Any] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
     def start(self) -> asyncio.Future[Any]:
         """Start the call, and return the future for its answer."""
@@ -81,10 +78,6 @@ class Job:
         except BaseException as raised:
             return None, raised
         return result, None
-
-    def goes_with(self, other: Job) -> bool:
-        """Whether it can be one call with another that has ``together``."""
-        return self.outbox is other.outbox and self.together == other.together
 
 
 def _do(jobs: list[Job]) -> dict[Job, Answer]:
@@ -334,7 +327,7 @@ class Workers:
         # Not only those right behind it: calls of several methods wait mixed. None that is ready has to follow another.
         for _ in range(min(len(self._ready), _MOST_TOGETHER - 1)):
             job = self._ready.popleft()
-            if job.goes_with(first):
+            if job.outbox is first.outbox and job.together == first.together:
                 taken.append(job)
             else:
                 left.append(job)

@@ -584,9 +584,8 @@ def test_the_opening_of_a_hosts_connection_has_a_limit_without_call_timeout(
     _, url = postgres_db
     with temporary_alias(url) as alias:
         wrapper = connections[alias]
-        engine = PostgresEngine(
-            {**wrapper.settings_dict, "AGENTDB": {}}, owned=False, vendor="postgresql"
-        )
+        wrapper.settings_dict["AGENTDB"] = {}
+        engine = PostgresEngine(wrapper, owned=False)
         with engine.opening(wrapper, 0.2):
             wrapper.ensure_connection()
             with pytest.raises(CallCancelled, match="^no answer within 0.2 seconds$"):

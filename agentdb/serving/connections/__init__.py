@@ -6,7 +6,6 @@ from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError, DatabaseUnavailableError
-from agentdb.schema.inspection import sqlite_path
 from agentdb.serving.connections.base import Engine
 from agentdb.serving.connections.sqlite import SqliteEngine
 from agentdb.serving.host import cannot_load
@@ -27,11 +26,7 @@ def engine_of(wrapper: BaseDatabaseWrapper, *, owned: bool = False) -> Engine:
             "Leave it out of its entry of DATABASES, and use transaction.atomic()."
         )
     if wrapper.vendor == "sqlite":
-        return SqliteEngine(
-            wrapper.settings_dict,
-            owned=owned,
-            in_memory=sqlite_path(wrapper) is None,
-        )
+        return SqliteEngine(wrapper, owned=owned)
     if wrapper.vendor in ("postgresql", "cockroachdb"):
         try:
             from agentdb.serving.connections.postgresql import PostgresEngine
@@ -40,7 +35,7 @@ def engine_of(wrapper: BaseDatabaseWrapper, *, owned: bool = False) -> Engine:
                 cannot_load("django.db.backends.postgresql", error)
             ) from error
 
-        return PostgresEngine(wrapper.settings_dict, owned=owned, vendor=wrapper.vendor)
+        return PostgresEngine(wrapper, owned=owned)
     engine = wrapper.settings_dict["ENGINE"]  # the dummy of an alias without a database
     raise AgentDbError(
         f"agentdb does not know the engine {engine!r} of the database alias {wrapper.alias!r}. Correct DATABASES."

@@ -52,10 +52,10 @@ class Engine(ABC):
     # Rows that other transactions have locked; see expressions.Locked.
     skips_locked: bool
 
-    def __init__(self, settings_dict: dict[str, Any], *, owned: bool = False) -> None:
-        self.settings = settings_dict
+    def __init__(self, wrapper: BaseDatabaseWrapper, *, owned: bool) -> None:
+        self.settings: dict[str, Any] = wrapper.settings_dict
         self.owned = owned  # by agentdb, not by a host project
-        own = settings_dict.get("AGENTDB", {})
+        own = self.settings.get("AGENTDB", {})
         self.call_timeout: float | None = own.get("call_timeout")  # seconds
         # An unused connection is closed after this; a host's has no such limit.
         self.idle_seconds: float | None = own.get("idle_seconds") if owned else None
@@ -253,10 +253,15 @@ class Slot:
         if self.wrapper.autocommit and not connection.is_clean():
             self.reset()
             return self._connection
-        if not self._is_alive(connection):
+        try:
+            if connection.is_alive():
+                return connection
+        except self.engine.errors as error:
             self.discard()
-            return None
-        return connection
+            cause = driver_error(error)
+            raise self.engine.explain(Fault.LOST, cause) from cause
+        self.discard()
+        return None
 
     def open_in_block(self) -> Connection:
         """Return the connection of the open transaction."""
@@ -265,14 +270,6 @@ class Slot:
                 "The transaction's connection is closed; it can only be rolled back."
             )
         return self.current() or self.take_over()  # a host's, which Django has opened
-
-    def _is_alive(self, connection: Connection) -> bool:
-        try:
-            return connection.is_alive()
-        except self.engine.errors as error:
-            self.discard()
-            cause = driver_error(error)
-            raise self.engine.explain(Fault.LOST, cause) from cause
 
     def _adopted(self) -> Connection | None:
         """Return a host's connection that Django has opened; None if one must be opened."""

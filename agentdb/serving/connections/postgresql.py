@@ -60,16 +60,10 @@ class PostgresEngine(Engine):
     errors = (psycopg.Error, django.db.Error)
     has_server = True
 
-    def __init__(
-        self,
-        settings_dict: dict[str, Any],
-        *,
-        owned: bool,
-        vendor: str,
-    ) -> None:
-        super().__init__(settings_dict, owned=owned)
-        self.vendor = vendor
-        self.skips_locked = vendor == "postgresql"
+    def __init__(self, wrapper: BaseDatabaseWrapper, *, owned: bool) -> None:
+        super().__init__(wrapper, owned=owned)
+        self.vendor = wrapper.vendor
+        self.skips_locked = wrapper.vendor == "postgresql"
 
     def describe(self) -> str:
         place = server_name(self.settings)

@@ -19,6 +19,7 @@ from agentdb.errors import (
     OutcomeUnknownError,
     SchemaOutOfDateError,
 )
+from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import pending_migrations
 from agentdb.serving.connections.base import Connection, Engine
 from agentdb.serving.turns import Turn, Turns, turns_of
@@ -99,18 +100,12 @@ class SqliteEngine(Engine):
     errors = (sqlite3.Error, sqlite3.Warning, django.db.Error)
     has_server = False
 
-    def __init__(
-        self,
-        settings_dict: dict[str, Any],
-        *,
-        owned: bool = False,
-        in_memory: bool,
-    ) -> None:
-        super().__init__(settings_dict, owned=owned)
+    def __init__(self, wrapper: BaseDatabaseWrapper, *, owned: bool) -> None:
+        super().__init__(wrapper, owned=owned)
         self.place: Place | None = None  # when a connection last opened it
         self.turns: Turns | None = None
-        self.is_in_memory = in_memory
-        if not in_memory:
+        self.is_in_memory = sqlite_path(wrapper) is None
+        if not self.is_in_memory:
             self.turns = turns_of(self.name)
         options = self.settings["OPTIONS"]
         self.busy_seconds: float = options.get("timeout", 5.0)
