@@ -26,15 +26,11 @@ def app_names(apps: Sequence[str] | None) -> list[str] | None:
         names = [word.strip() for word in words if word.strip()]
         return names or None
     is_list = isinstance(apps, list | tuple)
-    if not is_list or not all(map(_is_name, apps)):
+    if not is_list or not all(isinstance(name, str) and name.strip() for name in apps):  # type: ignore[redundant-expr]
         raise InvalidInputError(
             f"apps must be a list of the names of Django apps, not {apps!r}."
         )
     return list(apps)
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value.strip() != ""
 
 
 def check_installed(names: Sequence[str]) -> None:

@@ -193,10 +193,6 @@ class Turns:
             self._queue.popleft()
             return self._new_turn()
 
-    def is_current(self, turn: Turn | None) -> bool:
-        """Whether the turn's thread is still writing."""
-        return turn is not None and self._turn() is turn
-
     def join(self, batch: _Batch) -> None:
         """Let writers at the head of the queue join whose statements may run with the leader's."""
         writers = batch.writers
@@ -265,7 +261,8 @@ class _Batch:
 
     def is_left(self) -> bool:
         """Whether the leader's thread left with an exception before everybody had an answer."""
-        return not self._turns.is_current(self._turn())
+        turn = self._turn()
+        return turn is None or self._turns._turn() is not turn
 
     def give_answers(self) -> None:
         """Give each writer its answer, or its place in the queue; if this is interrupted, any of them repeats it.

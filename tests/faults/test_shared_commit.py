@@ -44,7 +44,7 @@ def watch(db: DjangoDb) -> list[str]:
         turns.Turns,
         "_lock",
         shared=("_queue", "_turn"),
-        free=("_tell_first", "is_current", "reset"),
+        free=("_tell_first", "is_left", "reset"),
     )
     db._executor.threads.engine.turns = kind()  # type: ignore[attr-defined]
     return unlocked
