@@ -69,7 +69,7 @@ class Kind:
         # The last one is the sandbox of a session, and the workspace of a sandbox.
         self.insert(id, "support-bot", "y")
         if columns:
-            # Only now, because this skips the test if there is no way around the Db.
+            # Only now, because this skips the test unless there is a way around the Db.
             rewrite = self._request.getfixturevalue("rewrite")
             rewrite(self.table, id, **columns)
         row = self.get(id)
