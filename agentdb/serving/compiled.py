@@ -66,10 +66,13 @@ class Statement:
     # The columns with instants; SQLite returns them as text.
     instants: tuple[int, ...]
     has_text_instants: bool
-    has_now: bool  # the parameter "now"; a server has its own clock
     # Changes at most this many rows; the statement is repeated until it changes fewer.
     batch: int | None = None
     row: tuple[Slot, ...] = ()  # that is inserted
+
+    def __post_init__(self) -> None:
+        # A server has its own clock.
+        self.has_now = any(name == "now" for name, _, _ in self.slots)
 
     def bind(self, values: dict[str, Any]) -> list[Any]:
         """Return the driver's parameters for the named values, to which SQLite's current time is added.
@@ -267,7 +270,7 @@ class Together:
         return replace(
             last,
             # CockroachDB refuses a part of WITH that returns no columns.
-            sql=f"WITH first AS ({first.sql} RETURNING 1) {last.sql}",
+            sql=f"WITH earlier AS ({first.sql} RETURNING 1) {last.sql}",
             slots=(*first.slots, *last.slots),
         )
 
@@ -286,18 +289,11 @@ def _statement(
         names = [compiler.compile(column)[0] for column in columns]
         sql = f"{sql} RETURNING {', '.join(names)}"
     slots = [_slot(value, has_server=has_server) for value in params]
-    # Django writes a limit into the SQL as a number; a union has one in each part. It becomes a parameter at the place
-    # that the placeholders before it give, and is replaced one by one, so that the count stays right.
-    limit = f"LIMIT {LIMIT}"
-    while limit in sql:
-        before, _, after = sql.partition(limit)
-        slots.insert(before.count("%s"), ("limit", None, None))
-        sql = f"{before}LIMIT %s{after}"
+    sql = _with_limits(sql, slots)
     if not has_server:
         # SQLite's placeholders. Django has doubled each percent sign that is not one.
         sql = sql.replace("%s", "?").replace("%%", "%")
     query = compiler.query
-    assert query.model is not None
     instants = [
         index
         for index, column in enumerate(columns)
@@ -306,12 +302,23 @@ def _statement(
     return Statement(
         sql,
         tuple(slots),
-        table=query.model._meta.db_table,
+        table=query.get_meta().db_table,
         writes=isinstance(query, InsertQuery | UpdateQuery | DeleteQuery),
         instants=tuple(instants),
         has_text_instants=bool(instants) and not has_server,
-        has_now=any(name == "now" for name, _, _ in slots),
     )
+
+
+def _with_limits(sql: str, slots: list[Slot]) -> str:
+    """Return the SQL with a placeholder for each limit, which gets a slot."""
+    # Django writes a limit into the SQL as a number; a union has one in each part. It becomes a parameter at the place
+    # that the placeholders before it give, and is replaced one by one, so that the count stays right.
+    limit = f"LIMIT {LIMIT}"
+    while limit in sql:
+        before, _, after = sql.partition(limit)
+        slots.insert(before.count("%s"), ("limit", None, None))
+        sql = f"{before}LIMIT %s{after}"
+    return sql
 
 
 def _is_instant(field: Any) -> bool:

@@ -204,14 +204,15 @@ class Executor:
             values["tenant_id"] = self.tenant_id
         if _warn_in_loops and _get_running_loop() is not None:
             _warn_of_blocked_loop()
-        if forking.under_way and not slot.wrapper.in_atomic_block:
-            forking.wait()
+        if forking.under_way:
+            _wait_for_fork(slot)
         # For a server and a file the lock is this thread's own, and free: a fork takes it to wait for the end of the
         # call. A database in memory has one connection for all threads, which take turns here.
         with slot.lock:
             # close() in another thread may have come while this one waited for the lock.
             if self._threads.closed:
                 self._threads.slot()  # says so
+            block = block or _open_block(slot)
             statement = self._statements.get(query) or self._compile(query, slot)
             params = statement.bind(values)
 
@@ -242,18 +243,13 @@ class Executor:
         run: Callable[[Connection], R],
         began: float,
     ) -> R:
-        """Run the statement in the open transaction of this thread, ours or the host's, or else as one of its own.
+        """Run the statement in the open transaction, or else as one of its own, and retry it if that is safe.
 
-        The caller holds the slot's lock. A transaction can only be retried as a whole; a single statement is retried if
-        that cannot repeat a write. ``began``: when the call began, on the monotonic clock. What remains of
+        The caller holds the slot's lock. ``began``: when the call began, on the monotonic clock. What remains of
         ``call_timeout`` since then limits the opening of another connection after a loss.
         """
-        if block is None:
-            block = block_of(slot)
-            if block is not None:
-                block.check()
         writing = block is None and statement.writes
-        may_reopen = not statement.writes
+        must_be_refused = statement.writes
         limit = None
         retry = 0
         while True:
@@ -270,18 +266,15 @@ class Executor:
                 raise
             fault = slot.fault(failure, writing=writing)
             self._clear_up(slot, fault)  # before raising too
-            # REFUSED: the server says that it has rolled the statement back, so a retry cannot store it twice. After a
-            # lost connection only a read may be repeated: a write may have been committed, and only its answer lost.
-            # And only once: if it is lost again, the fault is the server's, not the connection's.
-            is_safe = fault in REFUSED or (fault is Fault.LOST and may_reopen)
-            if block is not None or retry == _MAX_RETRIES or not is_safe:
+            safe = _safe_to_retry(block, must_be_refused)
+            if retry == _MAX_RETRIES or fault not in safe:
                 raise _explained(slot, block, statement, fault, failure) from failure
             _log_retry(slot, failure)
             if fault is Fault.LOST:
-                may_reopen = False
+                # If it is lost again, the fault is the server's, not the connection's.
+                must_be_refused = True
                 limit = slot.engine.rest_of_call(began)
-            elif fault is Fault.CONFLICT:
-                _wait_for_others(retry)
+            _wait_for_others(retry)
             retry += 1
 
     def _clear_up(self, slot: Slot, fault: Fault) -> None:
@@ -369,6 +362,27 @@ class Executor:
         self._threads.slot()
         part.commit()
         return result
+
+
+def _wait_for_fork(slot: Slot) -> None:
+    """Wait until a fork that another thread has begun is over; it waits itself for the end of a transaction."""
+    if not slot.wrapper.in_atomic_block:
+        forking.wait()
+
+
+def _open_block(slot: Slot) -> Block | None:
+    """Return the transaction that this thread has open, ours or the host's; raise if it has failed."""
+    block = block_of(slot)
+    return block and block.check()
+
+
+def _safe_to_retry(block: Block | None, must_be_refused: bool) -> tuple[Fault, ...]:
+    """Return the faults after which a statement may be repeated."""
+    if block is not None:
+        return ()  # only the whole transaction may
+    # REFUSED: the server says that it has rolled the statement back, so a retry cannot store it twice. After a lost
+    # connection only a read may be repeated: a write may have been committed, and only its answer lost.
+    return REFUSED if must_be_refused else (*REFUSED, Fault.LOST)
 
 
 def _explained(
