@@ -313,6 +313,10 @@ class Work:
         log_in_project(self.request, entry)
         self.rows += entry.rows
         self.before |= entry.before
+        self._skip(reasons)
+
+    def _skip(self, reasons: Mapping[str, str]) -> None:
+        """Note the ids that were skipped, by the reason, which is '' for the others."""
         for id, why in reasons.items():
             if why:
                 self.skipped.setdefault(why, []).append(id)

@@ -240,11 +240,6 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
     is_secret = text.startswith(PREFIX) or _MAY_BE_KEY.fullmatch(text) is not None
     if is_secret:
         text = ""
-    containing: list[tuple[str, str]] = []  # links to lists
-    if text:
-        containing = [
-            (heading_of(model), list_url(site, model, q=text)) for model in allowed
-        ]
     return page(
         model_admin,
         request,
@@ -253,5 +248,16 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
         text=text,
         may_be_key=is_secret,
         hits=hits,
-        containing=containing,
+        containing=_containing(site, allowed, text),
     )
+
+
+def _containing(
+    site: Any,
+    allowed: Collection[type[Model]],
+    text: str,
+) -> list[tuple[str, str]]:
+    """Return links to the lists of the rows that have the text in any column."""
+    if not text:
+        return []
+    return [(heading_of(model), list_url(site, model, q=text)) for model in allowed]
