@@ -90,6 +90,27 @@ def test_an_exception_between_two_steps_of_connecting_costs_no_acknowledged_writ
         assert stored(url) == {"s0", "s1", "s2", "s3"}
 
 
+@pytest.mark.parametrize("step", ["set_autocommit", "init_connection_state"])
+def test_a_connection_that_own_models_opened_half_way_is_not_used(
+    url: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise Interrupt
+
+    with agentdb.connect(url) as db:
+        wrapper: Any = connections[db.alias]
+        wrapper.close()
+        monkeypatch.setattr(wrapper, step, interrupted)
+        with pytest.raises(Interrupt), wrapper.cursor():
+            pass
+        monkeypatch.undo()
+        half = wrapper.connection
+
+        session = db.insert_session("s1", "a", "sb")
+        assert half is not None and wrapper.connection is not half
+        assert stored(url) == {session.id}
+
+
 def test_a_server_that_is_too_old_is_refused_by_connect(
     migrated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
