@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agentdb import DjangoDb
-from agentdb.serving import adapter, executor
+from agentdb.serving import compiled
 from tests.helpers.factories import (
     execute,
     make_agent,
@@ -28,8 +28,7 @@ class WrongClock(datetime):
 
 @pytest.fixture
 def wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (adapter, executor):
-        monkeypatch.setattr(module, "datetime", WrongClock)
+    monkeypatch.setattr(compiled, "datetime", WrongClock)
 
 
 @pytest.mark.usefixtures("wrong_clock")
