@@ -66,13 +66,16 @@ def _answer(arguments: list[str]) -> int:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither variable
     _configure(url, arguments)
+    # Django reads the words to complete from the environment; docs/commands.md shows how to enable it.
     if "DJANGO_AUTO_COMPLETE" in os.environ:
-        return _execute(
-            []
-        )  # Django has the words from the environment; docs/commands.md shows how to enable it
+        return _execute([])
     if not arguments or arguments in (["help"], ["--help"], ["-h"]):
         sys.stdout.write(_overview())
         return 0
+    return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     if arguments[0] == "makemigrations" and not _in_project(arguments):
         from agentdb.management.own_migrations import Command
 
@@ -113,9 +116,9 @@ def _in_project(arguments: Sequence[str]) -> bool:
 
 
 def _configure(url: str | None, arguments: Sequence[str]) -> None:
-    settings = os.environ.get(SETTINGS_VARIABLE)
     from agentdb.serving.opening import check_configured, configure
 
+    settings = os.environ.get(SETTINGS_VARIABLE)
     if not _in_project(arguments):
         # A console script does not look for modules in the working directory; the apps may be there, as with manage.py.
         if os.environ.get(APPS_VARIABLE):

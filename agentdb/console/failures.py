@@ -195,14 +195,10 @@ def _told(cells: Sequence[Group]) -> list[Group]:
     if not groups:
         return []
     whole, *parts = groups
-    far_above = [
-        part for part in parts if part[1:] != whole[1:] and is_far_above(part, whole)
-    ]
-    far_above.sort(key=lambda part: -part.failed * part.share)
     told: list[Group] = []
     # A group counts only if most of its failures are not explained yet, so that one bad agent of one tenant does not
     # name the agent, the tenant and the pair.
-    for group in far_above:
+    for group in _far_above(parts, whole):
         mine = [cell for cell in cells if group.includes(cell)]
         if len(told) <= MOST_TOLD and 2 * _failed(mine, told) < group.failed:
             told.append(group)
@@ -212,6 +208,14 @@ def _told(cells: Sequence[Group]) -> list[Group]:
     if parts_explain and len(told) <= MOST_TOLD:
         return told
     return [whole] if is_far_above(whole, whole) else told
+
+
+def _far_above(parts: Sequence[Group], whole: Group) -> list[Group]:
+    """Return the parts that fail far more often than usual, the worst first; none that is the whole."""
+    far_above = [
+        part for part in parts if part[1:] != whole[1:] and is_far_above(part, whole)
+    ]
+    return sorted(far_above, key=lambda part: -part.failed * part.share)
 
 
 def _failed(cells: Iterable[Group], groups: Sequence[Group]) -> int:

@@ -188,10 +188,8 @@ _limits: ContextVar[Mapping[str, float]] = ContextVar(
 def _limit(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[None]:
     """Let no query inside take longer, and extend no limit outside; see ``question``."""
     outer = _limits.get().get(connection.alias)
-    path = sqlite_path(connection)
-    # In a transaction the file is open already, and within another limit it has been checked.
-    if path is not None and outer is None and not connection.in_atomic_block:
-        check_sqlite_file(path)  # connecting would create a missing one
+    if outer is None:
+        _check_file(connection)
     # Both kinds of limit belong to the driver's connection, which Django opens with the first query.
     connection.ensure_connection()
     if seconds is None:
@@ -215,6 +213,14 @@ def _limit(connection: BaseDatabaseWrapper, seconds: float | None) -> Iterator[N
             yield
     finally:
         _limits.reset(token)
+
+
+def _check_file(connection: BaseDatabaseWrapper) -> None:
+    """Raise an error for a missing SQLite file, which connecting would create, or one that is not a whole database."""
+    path = sqlite_path(connection)
+    # In a transaction the file is open already.
+    if path is not None and not connection.in_atomic_block:
+        check_sqlite_file(path)
 
 
 @contextmanager
