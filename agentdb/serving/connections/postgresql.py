@@ -31,7 +31,6 @@ _SETTINGS = {
     # Its default, unless somebody gave the cluster or the role another one.
     "cockroachdb": {"default_transaction_isolation": "serializable"},
 }
-_IDLE_TIMEOUT_SINCE = 140000  # idle_session_timeout
 _UNKNOWN_TYPE = 0  # the oid under which psycopg looks for the loader of any other type
 _IDLE = psycopg.pq.TransactionStatus.IDLE
 _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
@@ -268,8 +267,7 @@ class PostgresConnection(Connection):
         idle_seconds = self.engine.idle_seconds
         if self.raw.prepare_threshold is not None:
             wanted.update(_SETTINGS[self.engine.vendor])
-            has_timeout = self.raw.info.server_version >= _IDLE_TIMEOUT_SINCE
-            if idle_seconds is not None and has_timeout:
+            if idle_seconds is not None:
                 milliseconds = max(1, int(idle_seconds * 1000))
                 wanted["idle_session_timeout"] = str(milliseconds)
         own = self.engine.settings.get("AGENTDB", {})
@@ -282,8 +280,7 @@ class PostgresConnection(Connection):
             f"set_config('{name}', '{value}', false)" for name, value in wanted.items()
         )
         # set_config() of all at once is one round trip for a new connection; SET would be one for each.
-        with suppress(psycopg.errors.UndefinedObject):  # of an older server
-            self.raw.execute(f"SELECT {settings}", prepare=False)
+        self.raw.execute(f"SELECT {settings}", prepare=False)
 
     def _notice(self, diagnostic: Any) -> None:
         # psycopg calls this while it reads the answer to a statement.
