@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,6 +23,13 @@ MAX_IDS = 10_000
 
 # Every engine, and Python, can represent an instant this long ago.
 MAX_SILENCE = timedelta(days=36_500)
+
+_UNITS_OF_AGE = {
+    "m": "minutes",
+    "h": "hours",
+    "d": "days",
+    "w": "weeks",
+}
 
 R = TypeVar("R")
 
@@ -169,6 +177,18 @@ def silence(value: object) -> timedelta:
             f"silent_for must be from 0 to {MAX_SILENCE.days} days, not {value}."
         )
     return value
+
+
+def age(text: str) -> timedelta:
+    """Read ``30d``: a whole number and m, h, d or w."""
+    # No unit is guessed: 30 could be days or seconds. Six digits are centuries, and no timedelta overflows.
+    match = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", text)
+    if match is None:
+        raise InvalidInputError(
+            f"--older-than {text!r} is not an age. Write a whole number and a unit: 90m, 12h, 30d or 8w."
+        )
+    number, unit = match.groups()
+    return timedelta(**{_UNITS_OF_AGE[unit]: int(number)})
 
 
 def page_position(

@@ -23,9 +23,9 @@ from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.console.display import percent
 from agentdb.console.figures import Begin
+from agentdb.inputs import age
 from agentdb.interface import SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
-from agentdb.moving.prune import age
 from agentdb.querysets import LIVE
 
 MOST_GROUPS = 100

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from django.db import connections
 
-from agentdb.errors import InvalidInputError
 from agentdb.interface import Db
 from agentdb.models import Session
 from agentdb.querysets import SessionQuerySet
@@ -22,24 +20,6 @@ from agentdb.schema.queries import run
 # A batch is one transaction, and locks its rows until it ends: a fraction of a second for so many.
 _BATCH = 1000
 _LOCK_TIMEOUT_SECONDS = 5
-_UNITS = {
-    "m": "minutes",
-    "h": "hours",
-    "d": "days",
-    "w": "weeks",
-}
-
-
-def age(text: str) -> timedelta:
-    """Read ``30d``: a whole number and m, h, d or w."""
-    # No unit is guessed: 30 could be days or seconds. Six digits are centuries, and no timedelta overflows.
-    match = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", text)
-    if match is None:
-        raise InvalidInputError(
-            f"--older-than {text!r} is not an age. Write a whole number and a unit: 90m, 12h, 30d or 8w."
-        )
-    number, unit = match.groups()
-    return timedelta(**{_UNITS[unit]: int(number)})
 
 
 def finished_sessions(

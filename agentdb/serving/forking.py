@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -17,8 +17,7 @@ from agentdb.schema.inspection import sqlite_path
 from agentdb.serving.connections.base import Slot, left_to_the_parent
 from agentdb.serving.connections.sqlite import note_left_open
 
-if TYPE_CHECKING:
-    from agentdb.serving.connections.threads import Threads
+Threads: TypeAlias = Any  # of connections/threads.py, which imports this module
 
 _LONGEST_WAIT_FOR_A_CLOSE_SECONDS = 1.0
 _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS = 1.0

@@ -19,15 +19,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from agentdb.errors import OutcomeUnknownError
 
-if TYPE_CHECKING:
-    from agentdb.serving.connections.base import Connection
-
 Answer: TypeAlias = tuple[Any, BaseException | None]
-Run: TypeAlias = "Callable[[Connection], Any]"
+Connection: TypeAlias = Any  # of connections/sqlite.py, which imports this module
+Run: TypeAlias = Callable[[Connection], Any]
 
 _LOOK_SECONDS = 0.25  # in case an asynchronous exception prevented a wake-up
 

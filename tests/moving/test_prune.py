@@ -18,6 +18,7 @@ from agentdb import (
     SandboxState,
     SessionStatus,
 )
+from agentdb.inputs import age
 from agentdb.management.output import ProgressLine
 from agentdb.moving import prune
 from agentdb.testing import MemoryDb
@@ -139,7 +140,7 @@ def test_what_is_no_age_is_refused_by_name(url: str, text: str):
     ],
 )
 def test_an_age_has_a_unit(text: str, expected: timedelta, engine: str):
-    assert prune.age(text) == expected
+    assert age(text) == expected
 
 
 def test_an_unmigrated_database_says_what_to_run(empty_url: str):

@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from agentdb.errors import AgentDbError
-from agentdb.inputs import other_tables
+from agentdb.inputs import age, other_tables
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.moving import prune
 from agentdb.serving.opening import open_alias
@@ -57,7 +57,7 @@ class Command(DatabaseCommand):
         **options: Any,
     ) -> None:
         self.pruned = 0  # first of all, because interrupted() reads it
-        ended_before = datetime.now(UTC) - prune.age(older_than)
+        ended_before = datetime.now(UTC) - age(older_than)
         # Both refuse bad values before anything is asked of the database.
         tables = other_tables("--also", also)
         db = (
