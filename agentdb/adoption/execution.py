@@ -50,6 +50,9 @@ from agentdb.schema.migration_lock import (
 from agentdb.schema.queries import lifted_limits, quote_name, rows, run
 
 _LARGE_CACHE = "PRAGMA cache_size = -32768"  # KiB
+_PERHAPS_ADOPTED = (
+    "The database may be adopted all the same: run the command again, which says so."
+)
 _WAITING = "Another process is changing the schema; waiting for it."
 
 Found = Callable[[Findings, Plan], None]
@@ -136,7 +139,7 @@ def adopt(
                 f"The database file {str(path)!r} is read-only. Allow writing to it and to its folder, and try again. "
                 f"{_left(connection)}"
             )
-    copy = None
+    copy = outcome = None
     try:
         with _alone(connection, progress):
             with _refusing(connection):
@@ -158,12 +161,14 @@ def adopt(
                 _roll_back(connection)
                 return Outcome(findings, plan)
             outcome = Outcome(findings, plan, copy, checksums)
-    except OutcomeUnknownError:
-        raise
-    except BaseException:
-        # The database is as it was, so its backup is useless.
-        if copy is not None:
-            copy.unlink(missing_ok=True)
+    except BaseException as error:
+        # From the COMMIT on only a refusal says that nothing was stored. Ctrl-C may come while it writes.
+        if outcome is None or isinstance(error, AdoptionRefusedError):
+            # The database is as it was, so its backup is useless.
+            if copy is not None:
+                copy.unlink(missing_ok=True)
+        elif isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(_PERHAPS_ADOPTED) from None
         raise
     return outcome
 
@@ -273,8 +278,7 @@ def _committing(connection: BaseDatabaseWrapper) -> Iterator[None]:
             with _refusing(connection):
                 raise
         raise OutcomeUnknownError(
-            f"{describe_failure(connection, error)} The database may be adopted all the same: run the command again, "
-            "which says so."
+            f"{describe_failure(connection, error)} {_PERHAPS_ADOPTED}"
         ) from error
 
 

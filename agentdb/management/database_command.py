@@ -86,8 +86,10 @@ class AgentDbCommand(BaseCommand):
                 raise CommandError(said, returncode=self.refused) from error
             self.print_json(report)
             sys.exit(self.refused)
-        except KeyboardInterrupt:
-            self.progress.say(f"Interrupted. {self.interrupted()}")
+        except KeyboardInterrupt as stopped:
+            # Whoever was interrupted may know better what is stored.
+            said = str(stopped) or self.interrupted()
+            self.progress.say(f"Interrupted. {said}")
             sys.exit(INTERRUPTED)
         finally:
             self.progress.clear()

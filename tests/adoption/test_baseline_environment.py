@@ -329,6 +329,30 @@ def test_a_commit_that_fails_for_a_reason_that_proves_nothing_keeps_the_backup(
     assert baselinedb(f"sqlite:///{path}").code == 0
 
 
+def test_ctrl_c_during_the_commit_does_not_say_that_nothing_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "era-a.db"
+    shutil.copyfile(FOLDER / "sqlite" / "era-a.db", path)
+    commit = BaseDatabaseWrapper._commit  # type: ignore[attr-defined]
+
+    def is_interrupted(connection: BaseDatabaseWrapper) -> None:
+        commit(connection)
+        if connection.settings_dict["NAME"] != ":memory:":  # the rehearsal's
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(BaseDatabaseWrapper, "_commit", is_interrupted)
+        run = baselinedb(f"sqlite:///{path}")
+
+    assert (run.code, run.err.splitlines()[-1]) == (
+        130,
+        "Interrupted. The database may be adopted all the same: run the command again, which says so.",
+    )
+    assert [each.name for each in tmp_path.iterdir() if "backup" in each.name]
+    assert baselinedb(f"sqlite:///{path}").out.splitlines()[-1] == "Nothing to do."
+
+
 def test_a_database_that_another_process_has_for_itself_is_refused(
     tmp_path: Path, holder: Callable[..., None]
 ):
