@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.obstacles import OLD_COLUMNS
+from agentdb.adoption.obstacles import OLD_COLUMNS, AdoptionRefusedError
+from agentdb.adoption.plan import read, refused_rows
 from agentdb.adoption.shapes import Kind, Shape, recognise
 from agentdb.adoption.steps import is_obsolete_key
-from agentdb.adoption.values import read_usable_values
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema.migration_record import recorded_migrations
 
@@ -34,7 +34,9 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
             f"The database already has the old server's tables ({where}): {shape.description}. "
             f"Run 'agentdb baselinedb', which backs up, adopts and verifies them{other}."
         )
-    read_usable_values(connection)
+    # Before Django records 0001_initial; 0002 would only find out later.
+    if refusals := tuple(refused_rows(read(connection))):
+        raise AdoptionRefusedError(refusals)
 
 
 def _is_initial(shape: Shape) -> bool:

@@ -397,19 +397,21 @@ def _refusals(findings: Findings) -> tuple[Refusal, ...]:
                 "Check the database URL, or run 'agentdb migrate' to create the tables beside them."
             )
         )
+    return (*refusals, *refused_rows(findings))
+
+
+def refused_rows(findings: Findings) -> Iterator[Refusal]:
+    """Yield why rows of the old tables cannot be those of the new ones."""
     bad = unusable_values(findings.contents.values())
     if bad.total:
-        refusals.append(Refusal.unconvertible(bad))
+        yield Refusal.unconvertible(bad)
     for found in findings.duplicates:
         first, *_ = found.first
-        refusals.append(
-            Refusal.about(
-                found,
-                f"{counted(found.total, 'row')} of {first.table} share {first.column} with another row{found.more}. "
-                "Rename or delete all but one, and run the command again.",
-            )
+        yield Refusal.about(
+            found,
+            f"{counted(found.total, 'row')} of {first.table} share {first.column} with another row{found.more}. "
+            "Rename or delete all but one, and run the command again.",
         )
-    return tuple(refusals)
 
 
 def _notes(findings: Findings) -> tuple[str, ...]:

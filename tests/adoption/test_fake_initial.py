@@ -422,6 +422,34 @@ def test_fake_initial_refuses_what_the_migrations_cannot_bring_to_their_shape(
         assert pending_migrations(connection) == list(migration_names())
 
 
+DOUBLED = {
+    "sqlite": (
+        "CREATE TABLE new AS SELECT * FROM sessions; INSERT INTO new SELECT * FROM sessions LIMIT 1;"
+        "DROP TABLE sessions; ALTER TABLE new RENAME TO sessions"
+    ),
+    "postgresql": (
+        "ALTER TABLE sessions DROP CONSTRAINT sessions_pkey; INSERT INTO sessions SELECT * FROM sessions LIMIT 1"
+    ),
+}
+
+
+def test_fake_initial_names_rows_with_one_key_before_anything_is_recorded(
+    load_legacy: Load, engine: str
+):
+    mangled = load_legacy("era-b-small")
+    change(mangled, DOUBLED[engine])
+
+    with opened(mangled) as connection:
+        with pytest.raises(CommandError) as refusal:
+            manage(connection, "migrate", "agentdb", fake_initial=True)
+
+        assert str(refusal.value).startswith(
+            "2 rows of sessions share id with another row. Rename or delete all but one, and run the command again.\n"
+            "  table 'sessions', id '"
+        )
+        assert "django_migrations" not in read_tables(connection)
+
+
 def test_migrate_refuses_final_tables_that_lack_their_record(url: str):
     change(url, "DROP TABLE django_migrations")
 
