@@ -172,6 +172,8 @@ _REBUILT = """
         AND t.relnamespace = quote_ident(current_schema())::regnamespace AND (
             i.indexprs IS NOT NULL OR i.indpred IS NOT NULL
             OR EXISTS (SELECT FROM pg_opclass WHERE oid = ANY(i.indclass) AND NOT opcdefault)
+            OR EXISTS (SELECT FROM pg_attribute k WHERE k.attrelid = i.indexrelid AND k.attname = a.attname
+                AND k.attcollation <> a.attcollation)
             OR EXISTS (SELECT FROM pg_statistic_ext WHERE d.classid = 'pg_statistic_ext'::regclass AND oid = d.objid
                 AND stxexprs IS NOT NULL))
     ORDER BY 1

@@ -50,7 +50,9 @@ class Key:
 
     @property
     def names(self) -> frozenset[str]:
-        """The columns without their order, an expression as its first word."""
+        """The columns without their order, an index's expression as its first word."""
+        if not self.kind.endswith("index"):
+            return frozenset(self.columns)
         return frozenset(column.partition(" ")[0] for column in self.columns)
 
 

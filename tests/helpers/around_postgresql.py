@@ -206,6 +206,9 @@ CARRIED: dict[str, tuple[str, ...]] = {
         "CREATE INDEX own ON sessions (agent_name, created_at)",
         "ALTER TABLE sessions CLUSTER ON own",
     ),
+    "unique constraint on an own column with a space": (
+        'ALTER TABLE sessions ADD "o w n" text CONSTRAINT own UNIQUE',
+    ),
     "unique index of an own column": (
         "ALTER TABLE sessions ADD own text",
         "CREATE UNIQUE INDEX own_i ON sessions (own)",
@@ -392,6 +395,11 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         f'{_FAILS}operator class "text_pattern_ops" does not accept data type timestamp with time zone. These read '
         "columns whose types change: index own. Rename or drop that",
         ("CREATE INDEX own ON sessions (created_at text_pattern_ops)",),
+    ),
+    "index of a timestamp's collation": (
+        f"{_FAILS}collations are not supported by type timestamp with time zone. These read columns whose types "
+        "change: index own. Rename or drop that",
+        ('CREATE INDEX own ON sessions (created_at COLLATE "C")',),
     ),
     "partial index that compares a text": (
         f"{_FAILS}operator does not exist: timestamp with time zone > text. These read columns whose types change: "
