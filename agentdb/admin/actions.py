@@ -475,7 +475,7 @@ def _read_line(line: str) -> tuple[str, Mapping[str, Any]]:
         action = str(found["action"]) if is_done else ""
         # Unlike dict(), this refuses a list of pairs.
         before = {**found["before"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         text = gettext("This is not a line of the audit log: %s")
         raise ValueError(text % line[:80]) from error
     return action, before

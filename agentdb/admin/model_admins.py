@@ -182,9 +182,10 @@ class ReadFirstAdmin(ModelAdmin):
     ) -> Any:
         """Show a row with what it names, and its actions, instead of Django's form."""
         row = None
-        if request.method != "POST" and self.has_view_permission(request):
+        if request.method != "POST":
             row = self.get_object(request, unquote(object_id))
-        if row is None:  # Django answers 403, or says that the row is gone
+        # Django answers 403, or says that the row is gone. A project's own permissions may depend on the row.
+        if row is None or not self.has_view_permission(request, row):
             return super().change_view(request, object_id)
         about = rows.about(self.admin_site, row, self.alias)
         kind = capfirst(name_of(self.model))
@@ -305,7 +306,7 @@ class AgentAdmin(ReadFirstAdmin):
     list_display = (
         "name_link",
         "tenant",
-        "version",
+        "shown_version",
         "shown_path",
         "sessions",
         "sandboxes",
@@ -330,6 +331,8 @@ class AgentAdmin(ReadFirstAdmin):
     )
     sessions = those_of_agent(Session, gettext_lazy("sessions"))
     sandboxes = those_of_agent(Sandbox, gettext_lazy("sandboxes"))
+    # A column of the model's own would sort the list, by something else than a timestamp.
+    shown_version = shown("version", gettext_lazy("version"), str)
     shown_path = shown("path", gettext_lazy("path"), short_path)
     updated = timed("updated_at", gettext_lazy("updated"))
 

@@ -137,11 +137,12 @@ def one_name(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
     name = settings.ALLOWED_HOSTS[0]
 
     def respond(request: Any) -> Any:
-        host, _, _ = request.get_host().partition(":")
+        # The port is the browser's, which differs from the server's behind a tunnel.
+        host, colon, port = request.get_host().partition(":")
         if host == name:
             return get_response(request)
         path = request.get_full_path()
-        return HttpResponseRedirect(f"http://{name}:{request.get_port()}{path}")
+        return HttpResponseRedirect(f"http://{name}{colon}{port}{path}")
 
     return respond
 

@@ -49,12 +49,13 @@ def moment(text: str, now: datetime) -> datetime:
             # At one o'clock, 23:00 means yesterday's.
             return at if at <= now else at - timedelta(days=1)
         at = datetime.fromisoformat(text)
-    except ValueError:
+        # In another zone, an hour at either end of the calendar may be outside of it in UTC.
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         sentence = gettext(
             "%r is not a time. Write 14:00, 2026-03-14, 2026-03-14 14:00, or 10m, 2h, 3d, 1w for that long ago."
         )
         raise ValueError(sentence % text[:60]) from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 class Grouped(NamedTuple):

@@ -1398,6 +1398,7 @@ def test_what_was_paused_is_resumed_as_it_was_from_the_audit_line(
         ("nonsense", "This is not a line of the audit log: nonsense"),
         ("x" * 81, f"This is not a line of the audit log: {'x' * 80} "),
         ('{"action": 1}', 'This is not a line of the audit log: {"action": 1}'),
+        ('{"a":' * 9_000, 'This is not a line of the audit log: {"a":{"a":'),
         (
             '{"action": "delete", "before": {"s1": "cold"}}',
             "This line does not say that sessions were paused: ",
@@ -1794,6 +1795,24 @@ def test_a_made_up_order_is_the_lists_own(site: Site, superuser: User):
             "s0001",
             "s0002",
         ]
+
+
+def test_every_heading_that_is_a_link_leads_to_pages_in_its_order(
+    site: Site, superuser: User
+):
+    fill(site.alias, 60)
+
+    for name in ("session", "sandbox", "agent", "apikey"):
+        path = f"agentdb/{name}/"
+        columns = site.get(path).html.count('<th scope="col"')
+        for number in range(columns):
+            for order in (f"{number}", f"-{number}"):
+                first = site.get(path, o=order)
+                further = "Newer" if "Newer" in first.text else "Older"
+                link = first.link(f"{further} ›")
+                assert site.get(path, **dict(parse_qsl(link[1:]))).status == 200
+        headings = re.findall(r'href="\?o=[-.\d]+">\s*(.+?)\s*<', site.get(path).html)
+        assert set(headings) <= {"Created", "Last active", "Last used", "Updated"}
 
 
 # -- what a row's page and a finding's rows offer

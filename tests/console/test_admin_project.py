@@ -464,6 +464,7 @@ def test_runadmin_has_a_name_and_cookies_that_are_its_own_and_end_with_the_brows
             sent = console.ask(
                 "/admin/login/", {"a": "b"}, Host=f"localhost:{console.port}"
             )
+            tunnelled = console.ask("/admin/", Host="localhost:8000")
             foreign = console.ask("/admin/", Host="evil.example")
         finally:
             server.send_signal(signal.SIGINT)
@@ -484,6 +485,8 @@ def test_runadmin_has_a_name_and_cookies_that_are_its_own_and_end_with_the_brows
         f"http://{console.host}/admin/?period=7d",
     )
     assert (sent.status, foreign.status) == (302, 400)
+    name, _, _ = console.host.partition(":")
+    assert tunnelled.location == f"http://{name}:8000/admin/"
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
@@ -503,7 +506,9 @@ def test_runadmin_audits_failed_logins_and_helps_after_cookies_were_cleared(
         finally:
             server.send_signal(signal.SIGINT)
 
-    [line] = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    audit_log = tmp_path / "audit.jsonl"
+    assert audit_log.stat().st_mode & 0o777 == 0o600
+    [line] = map(json.loads, audit_log.read_text().splitlines())
     assert (line["user"], line["from"], line["action"], line["outcome"]) == (
         console.user, "127.0.0.1", "log in", "refused"
     )  # fmt: skip

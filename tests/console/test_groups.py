@@ -37,7 +37,20 @@ def test_a_moment_is_what_somebody_means(text: str, expected: datetime):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "10", "25:00", "2026-02-30", "999999d", "-5m", "today", "2 h"]
+    "text",
+    [
+        "",
+        "soon",
+        "10",
+        "25:00",
+        "2026-02-30",
+        "999999d",
+        "-5m",
+        "today",
+        "2 h",
+        "0001-01-01T00:00+14:00",
+        "9999-12-31T23:59-14:00",
+    ],
 )
 def test_what_is_not_a_time_is_said(text: str):
     with pytest.raises(

@@ -6,6 +6,7 @@ import os
 import secrets
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -192,8 +193,9 @@ def _user(asked: str | None) -> str:
 def _check_audit_log(path: str) -> None:
     """Raise ``CommandError`` unless lines can be appended to the file."""
     # Opened as the server will open it, because permissions alone do not tell: a full disk, a read-only mount.
+    private = partial(os.open, mode=0o600)
     try:
-        with open(path, "a"):
+        with open(path, "a", opener=private):
             pass
     except OSError as error:
         raise CommandError(
