@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
 import weakref
 from collections.abc import Callable, Collection, Coroutine, Generator
 from contextlib import contextmanager
@@ -155,7 +154,6 @@ class AsyncDb:
             weakref.finalize(self, workers.dismiss)
         self._db: Db | None = db
         self._open = lambda: db
-        self._opening = threading.Lock()
         self._tries = 0  # the number of failed attempts to open
         self._failure: BaseException | None = None
 
@@ -246,7 +244,7 @@ class AsyncDb:
 
         If another attempt has failed since the call was made, at ``tries``, that is the call's failure as well.
         """
-        with self._opening:
+        with self._workers.opening:
             if self._db is not None:
                 return self._db  # another call has opened it meanwhile
             if self._tries > tries and self._failure is not None:
@@ -365,7 +363,7 @@ class AsyncDb:
         """In a thread of its own: wait for the calls of the others, then close the ``Db``."""
         self._workers.stop()
         self._transactions.stop()
-        with self._opening:  # a second close() waits for the first
+        with self._workers.opening:  # a second close() waits for the first
             db = self._db
             self._db = None
             if db is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +31,7 @@ from agentdb.serving.adapter import DjangoDb
 from agentdb.serving.aio import DEFAULT_MAX_WORKERS, AsyncDb
 from agentdb.serving.connections.threads import Threads
 from agentdb.serving.executor import Executor
+from agentdb.serving.forking import forking
 from agentdb.sqlite_files import encoding_concern
 
 _FIRST_DELAY_SECONDS = 0.05
@@ -40,7 +40,6 @@ _SHORTEST_ATTEMPT_SECONDS = (
     0.5  # a running server gets a chance, whatever the time limit
 )
 
-_setup = threading.Lock()
 _standalone = False  # whether Django's settings are this module's
 _numbers = itertools.count(1)
 
@@ -149,7 +148,8 @@ def configure(url: str | None = None) -> str:
 def _alias(url: str | None, names: Sequence[str] | None) -> tuple[str, bool]:
     """Return the alias for the URL, and whether agentdb closes it; install the named apps."""
     wanted = names or ()
-    with _setup:
+    # One thread sets Django up. A fork waits for that, because the child could not finish it.
+    with forking.opening:
         if not settings.configured and host.SETTINGS_VARIABLE not in os.environ:
             _configure_alone(url, wanted)
             return DEFAULT_DB_ALIAS, True

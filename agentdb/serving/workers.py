@@ -204,6 +204,7 @@ class Workers:
     def start_anew(self) -> None:
         """Start without threads; after a fork they exist only in the parent."""
         self.lock = threading.Lock()
+        self.opening = threading.Lock()  # held by what opens or closes the database
         self._ready: deque[Job] = deque()
         self._lines: defaultdict[str, _Line] = defaultdict(_Line)
         self._threads: list[threading.Thread] = []

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from agentdb import (
 )
 from agentdb.serving.connections import postgresql
 from agentdb.serving.forking import forking
+from agentdb.serving.opening import temporary_alias
 from tests.helpers.factories import execute
 from tests.helpers.limits import set_call_timeout
 from tests.helpers.moments import WhenItWaits
@@ -109,6 +111,28 @@ def test_a_connection_that_own_models_opened_half_way_is_not_used(
         session = db.insert_session("s1", "a", "sb")
         assert half is not None and wrapper.connection is not half
         assert stored(url) == {session.id}
+
+
+@pytest.mark.parametrize("step", ["set_autocommit", "init_connection_state"])
+def test_a_hosts_connection_that_was_opened_half_way_costs_no_acknowledged_write(
+    url: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise Interrupt
+
+    with temporary_alias(url) as alias, agentdb.DjangoDb(alias) as db:
+        wrapper: Any = connections[alias]
+        wrapper.ensure_connection()
+        wrapper.close()
+        monkeypatch.setattr(wrapper, step, interrupted)
+        with pytest.raises(Interrupt), wrapper.cursor():
+            pass
+        monkeypatch.undo()
+
+        sessions = [db.insert_session(f"s{number}", "a", "sb") for number in range(2)]
+        assert db.list_sessions() == sessions[::-1]
+        assert sessions[0].created_at.utcoffset() == timedelta(0)
+        assert stored(url) == {"s0", "s1"}
 
 
 def test_a_server_that_is_too_old_is_refused_by_connect(

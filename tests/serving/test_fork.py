@@ -195,6 +195,45 @@ print(code, asyncio.run(end("parent")))
     assert run(program, url, tmp_path) == "0 True\n"
 
 
+@pytest.mark.parametrize("step", ["set up Django", "open the database"])
+def test_a_fork_while_a_thread_opens_an_asyncdb_leaves_the_child_one_to_open(
+    url: str, step: str, tmp_path: Path
+) -> None:
+    program = f"""
+import asyncio, os, sys, threading, agentdb
+from agentdb.serving import host, opening
+set_up, Threads = host.set_up, opening.Threads
+begun, forking, forked = threading.Event(), threading.Event(), threading.Event()
+def slow_set_up():
+    begun.set()
+    forking.wait()
+    set_up()
+def slow_threads(*args, **options):
+    begun.set()
+    forked.wait()
+    return Threads(*args, **options)
+if {step!r} == "set up Django":
+    host.set_up = slow_set_up
+    os.register_at_fork(before=forking.set)  # the fork waits for its end
+opening.Threads = slow_threads
+db = agentdb.connect_async(sys.argv[1])
+async def use():
+    return await asyncio.wait_for(db.list_agents(), 240)
+thread = threading.Thread(target=lambda: asyncio.run(use()))
+thread.start()
+begun.wait()
+if os.fork() == 0:
+    opening.Threads = Threads
+    os._exit(len(asyncio.run(use())))
+code = os.wait()[1]
+forked.set()
+thread.join()
+print(code, asyncio.run(use()))
+asyncio.run(db.close())
+"""
+    assert run(program, url, tmp_path) == "0 []\n"
+
+
 _HOST = """
 import os, signal, sys, threading
 from django.conf import settings

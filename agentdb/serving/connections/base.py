@@ -88,6 +88,10 @@ class Engine(ABC):
         """Wait until a transaction may begin; other writers wait until the returned turn, if any, ends."""
         return None
 
+    @abstractmethod
+    def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
+        """Whether the driver's connection is as Django's ``connect()`` leaves it; asks no server."""
+
     def renew(self, raw: Any) -> bool:
         """Reset a connection without closing it; return whether that was possible."""
         return False
@@ -273,15 +277,20 @@ class Slot:
 
     def _adopted(self) -> Connection | None:
         """Return a host's connection that Django has opened; None if one must be opened."""
-        if self.engine.owned and self.is_open:
-            # Its own is taken over as soon as Django has opened it. So this one's connect() was interrupted, which may
-            # leave autocommit off, and what is written then is never committed.
+        if self.is_open and not self._is_set_up():
+            # Its connect() was interrupted, which may leave autocommit off: what is written then is never committed.
             self.reset()
+        return self.take_over() if self.is_open else None
+
+    def _is_set_up(self) -> bool:
+        if self.engine.owned:
+            return False  # ours is taken over as soon as Django has opened it
+        if not self.wrapper.autocommit:
+            return True  # the host has switched it off
         try:
-            return self.take_over() if self.is_open else None
+            return self.engine.is_set_up(self.wrapper)
         except self.engine.errors:  # the driver's is closed
-            self.discard()
-            return None
+            return False
 
     def current(self) -> Connection | None:
         """Return the object for the driver's connection that Django has open, if there is one."""

@@ -77,6 +77,11 @@ class PostgresEngine(Engine):
             return PostgresConnection(self, wrapper)
         return LentConnection(self, wrapper)
 
+    def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
+        raw: Any = wrapper.connection
+        zone = raw.info.parameter_status("TimeZone")
+        return bool(raw.autocommit and zone == wrapper.timezone_name)
+
     def silence(self, seconds: float) -> str:
         """Log that the server did not answer within so many, and return the reason for an error."""
         limit = f"{seconds:.1f} seconds"

@@ -159,6 +159,11 @@ class SqliteEngine(Engine):
         finally:
             del wrapper.get_connection_params
 
+    def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
+        # Without an isolation level sqlite3 begins no transaction by itself, as Django's autocommit wants it.
+        raw: Any = wrapper.connection
+        return raw.isolation_level is None
+
     def renew(self, raw: Any) -> bool:
         """Reset a connection to a database in memory; others are reopened."""
         if not self.is_in_memory:
