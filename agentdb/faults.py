@@ -1,6 +1,6 @@
 """The meaning of a driver's error, and the sentence for it, for calls, commands and the console.
 
-The only module that reads PostgreSQL's SQLSTATE and SQLite's words. It recognises drivers by the attributes of
+The only module that reads PostgreSQL's SQLSTATE and SQLite's error names. It recognises drivers by the attributes of
 their errors, so that SQLite users need not import psycopg.
 """
 
@@ -113,32 +113,35 @@ _BY_CLASS = {
 # after a statement on it was prepared.
 _STALE_PLAN = "cached plan must not change result type"
 
-# What SQLite says, and what it means; the first that is found counts. Its words are the same in every language, and so
-# they are in other builds of ``sqlite3``, in the standard one's place, whose errors have no name.
+# What SQLite calls an error, how its words begin, which are the same in every language, and what it means. Other builds
+# of ``sqlite3``, in the standard one's place, have errors without a name, or with the name of the family alone.
 _OF_SQLITE = [
-    ("UNIQUE constraint failed", Fault.DUPLICATE),
-    ("CHECK constraint failed", Fault.MISMATCH),
-    ("FOREIGN KEY constraint failed", Fault.MISMATCH),
-    ("NOT NULL constraint failed", Fault.MISMATCH),
-    ("no such table", Fault.MISMATCH),
-    ("no such column", Fault.MISMATCH),
-    ("has no column named", Fault.MISMATCH),
-    ("ON CONFLICT clause does not match", Fault.MISMATCH),
-    ("datatype mismatch", Fault.MISMATCH),
-    ("Could not decode to UTF-8", Fault.UNREADABLE),
-    ("database is locked", Fault.LOCKED),
-    ("database table is locked", Fault.LOCKED),
-    ("database schema is locked", Fault.LOCKED),
-    ("file is not a database", Fault.NOT_A_DATABASE),
-    ("database disk image is malformed", Fault.DAMAGED),
-    ("malformed database schema", Fault.DAMAGED),
-    ("attempt to write a readonly database", Fault.READ_ONLY),
-    ("database or disk is full", Fault.FULL),
-    ("unable to open database", Fault.NOT_OPENED),
+    ("SQLITE_CONSTRAINT_PRIMARYKEY", "UNIQUE constraint failed", Fault.DUPLICATE),
+    ("SQLITE_CONSTRAINT_UNIQUE", "UNIQUE constraint failed", Fault.DUPLICATE),
+    ("SQLITE_CONSTRAINT_CHECK", "CHECK constraint failed", Fault.MISMATCH),
+    ("SQLITE_CONSTRAINT_FOREIGNKEY", "FOREIGN KEY constraint failed", Fault.MISMATCH),
+    ("SQLITE_CONSTRAINT_NOTNULL", "NOT NULL constraint failed", Fault.MISMATCH),
+    ("SQLITE_MISMATCH", "datatype mismatch", Fault.MISMATCH),
+    ("SQLITE_INTERRUPT", "interrupted", Fault.CUT_OFF),
+    ("SQLITE_BUSY", "database is locked", Fault.LOCKED),
+    ("SQLITE_LOCKED", "database table is locked", Fault.LOCKED),
+    ("SQLITE_LOCKED", "database schema is locked", Fault.LOCKED),
+    ("SQLITE_NOTADB", "file is not a database", Fault.NOT_A_DATABASE),
+    ("SQLITE_CORRUPT", "database disk image is malformed", Fault.DAMAGED),
+    ("SQLITE_CORRUPT", "malformed database schema", Fault.DAMAGED),
+    ("SQLITE_READONLY", "attempt to write a readonly database", Fault.READ_ONLY),
+    ("SQLITE_FULL", "database or disk is full", Fault.FULL),
+    ("SQLITE_CANTOPEN", "unable to open database file", Fault.NOT_OPENED),
     # What was written before a sync failed may be found after a crash.
-    ("disk I/O error", Fault.UNSURE),
-    ("interrupted", Fault.CUT_OFF),
+    ("SQLITE_IOERR", "disk I/O error", Fault.UNSURE),
 ]
+# Errors without a name in SQLite.
+_MISSING = (
+    "no such table",
+    "no such column",
+    "has no column named",
+    "ON CONFLICT clause does not match",
+)
 
 _FILES_OF_A_CONNECTION = 3  # at most: the database, its log and the log's index
 
@@ -202,10 +205,18 @@ def _by_state(error: BaseException) -> Fault | None:
 
 
 def _classify_sqlite(error: BaseException) -> Fault:
-    said = str(error)
-    for words, fault in _OF_SQLITE:
-        if words in said:
+    name = getattr(error, "sqlite_errorname", None) or ""
+    words = str(error)
+    # By the name if there is a whole one; words change between versions, if seldom.
+    has_name = name not in ("", "SQLITE_CONSTRAINT")
+    for known, beginning, fault in _OF_SQLITE:
+        is_this = name.startswith(known) if has_name else words.startswith(beginning)
+        if is_this:
             return fault
+    if words.startswith("Could not decode to UTF-8"):
+        return Fault.UNREADABLE
+    if any(each in words for each in _MISSING):
+        return Fault.MISMATCH
     return Fault.UNAVAILABLE if _is_a(error, "ProgrammingError") else Fault.OTHER
 
 

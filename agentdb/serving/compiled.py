@@ -237,8 +237,7 @@ class Insert:
             # Django's update_conflicts cannot say this.
             sql = f"{sql}, {column} = {meta.db_table}.{column} + 1"
         else:
-            # Not Django's ignore_conflicts, which on SQLite ignores more than a taken key.
-            sql += " ON CONFLICT DO NOTHING"
+            sql += _skipping_taken(fields)
             # Only a server's time is not known here, and one column says it for all.
             times = [field for field in fields if _is_instant(field)]
             returned = [] if scope.vendor == "sqlite" else times[:1]
@@ -251,6 +250,15 @@ class Insert:
         if field.attname in self.values:
             return self.values[field.attname]
         return ServerNow() if _is_instant(field) else text(field.attname)
+
+
+def _skipping_taken(fields: list[Any]) -> str:
+    """Return the clause that skips a row whose key is taken."""
+    # Not Django's ignore_conflicts, which on SQLite ignores more than a taken key.
+    keys = [field.column for field in fields if field.unique]
+    # A single key is named: a unique index of an operator's own then raises an error that names the index.
+    target = f"({keys[0]}) " if len(keys) == 1 else ""
+    return f" ON CONFLICT {target}DO NOTHING"
 
 
 @dataclass(eq=False)

@@ -162,7 +162,8 @@ def _compare(alias: str, engine: str, query: Any, statement: Statement) -> None:
         # Django returns the columns that the database fills; here it is every column, or none where all are given.
         sql = sql.partition(" RETURNING ")[0]
         if not query.unique:
-            sql += " ON CONFLICT DO NOTHING"
+            target = "" if query.model is ApiKey else "(id) "
+            sql += f" ON CONFLICT {target}DO NOTHING"
         model = type(built)
         # Only the server knows its time; one column says it for all.
         by_server = (

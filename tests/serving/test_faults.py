@@ -67,6 +67,27 @@ def test_sqlites_errors_mean_the_same_without_names(sql: str, fault: Fault) -> N
     assert classify(error) is fault
     # As another build of the module raises it, in the standard one's place.
     assert classify(type(error)(*error.args)) is fault
+    family = type(error)(*error.args)
+    family.sqlite_errorname = (
+        "SQLITE_CONSTRAINT" if isinstance(error, sqlite3.IntegrityError) else ""
+    )
+    assert classify(family) is fault
+
+
+@pytest.mark.parametrize(
+    "words", ["interrupted", "UNIQUE constraint failed: t.id", "database is locked"]
+)
+def test_a_trigger_may_say_what_its_author_wants(words: str) -> None:
+    connection = sqlite3.connect(":memory:")
+    connection.execute(SETUP)
+    connection.execute(
+        f"CREATE TRIGGER guard BEFORE INSERT ON t BEGIN SELECT RAISE(ABORT, '{words}'); END"
+    )
+
+    assert (
+        classify(failure(connection, "INSERT INTO t VALUES ('a', 1, 'u')"))
+        is Fault.OTHER
+    )
 
 
 def test_a_locked_and_a_foreign_file_mean_the_same_without_names(

@@ -313,6 +313,23 @@ def test_a_savepoint_that_was_half_entered_leaves_the_host_its_own_blocks(
     assert [session.id for session in db.list_sessions()] == ["s2"]
 
 
+def test_a_unique_index_of_an_operators_own_is_not_said_to_be_a_taken_id(
+    db: DjangoDb, url: str
+) -> None:
+    execute(url, "CREATE UNIQUE INDEX one_each ON sessions (sandbox_id)")
+    db.insert_session("s1", "a", "sb")
+
+    for insert in (
+        lambda: db.insert_session("s2", "a", "sb"),
+        lambda: db.run_transaction(lambda tx: tx.insert_session("s2", "a", "sb")),
+    ):
+        with pytest.raises(
+            DuplicateKeyError, match=r"^The key is taken in .*: .*(one_each|sandbox_id)"
+        ):
+            insert()
+    assert db.list_sessions() == [db.get_session("s1")]
+
+
 def test_a_duplicate_leaves_the_hosts_transaction_usable(db: DjangoDb) -> None:
     make_session(db)
 
