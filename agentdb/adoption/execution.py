@@ -132,13 +132,7 @@ def adopt(
     """
     connection = connections[alias]
     if (path := sqlite_path(connection)) is not None:
-        check_sqlite_file(path)
-        # SQLite says so too late: it has made a log beside the file.
-        if not os.access(path, os.W_OK):
-            raise DatabaseUnavailableError(
-                f"The database file {str(path)!r} is read-only. Allow writing to it and to its folder, and try again. "
-                f"{_left(connection)}"
-            )
+        _check_writable(path)
     copy = outcome = None
     try:
         with _alone(connection, progress):
@@ -164,13 +158,27 @@ def adopt(
     except BaseException as error:
         # From the COMMIT on only a refusal says that nothing was stored. Ctrl-C may come while it writes.
         if outcome is None or isinstance(error, AdoptionRefusedError):
-            # The database is as it was, so its backup is useless.
-            if copy is not None:
-                copy.unlink(missing_ok=True)
+            _discard(copy)
         elif isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(_PERHAPS_ADOPTED) from None
         raise
     return outcome
+
+
+def _check_writable(path: Path) -> None:
+    check_sqlite_file(path)
+    # SQLite says so too late: it has made a log beside the file.
+    if not os.access(path, os.W_OK):
+        raise DatabaseUnavailableError(
+            f"The database file {str(path)!r} is read-only. Allow writing to it and to its folder, and try again. "
+            "Nothing was changed."
+        )
+
+
+def _discard(copy: Path | None) -> None:
+    # The database is as it was, so its backup is useless.
+    if copy is not None:
+        copy.unlink(missing_ok=True)
 
 
 @contextmanager
