@@ -588,6 +588,16 @@ def test_a_list_is_no_wider_than_a_phone(page: Page):
         )
 
 
+def test_a_list_can_be_sorted_on_a_phone(page: Page):
+    log_in(page)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto("/admin/agentdb/session/")
+
+    page.locator("#result_list thead").get_by_text("Last active").click()
+
+    expect(page.locator("th[aria-sort=ascending]")).to_have_text("Last active")
+
+
 def test_shift_selects_a_range_and_the_bar_counts_and_clears_it(page: Page):
     log_in(page)
     page.goto("/admin/agentdb/sandbox/")
