@@ -199,9 +199,12 @@ def _size_if_cut_short(path: Path, header: bytes, size: int) -> int:
     """Return the size that the header names if the file ends within a page; 0 otherwise."""
     # SQLite itself finds out if whole pages are missing, but reads the rest of one as zeros.
     page = int.from_bytes(header[16:18])
+    if page == 1:
+        page = 65536
     expected = page * int.from_bytes(header[28:32])
-    # A log has the whole page, as after a power cut in a checkpoint.
-    has_log = os.path.exists(f"{path}-wal") or os.path.exists(f"{path}-journal")
+    # A log has the whole page, as after a power cut in a checkpoint; an empty one has none.
+    logs = (Path(f"{path}{end}") for end in ("-wal", "-journal"))
+    has_log = any(log.exists() and log.stat().st_size for log in logs)
     return expected if size < expected and size % page and not has_log else 0
 
 

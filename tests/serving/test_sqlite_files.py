@@ -375,6 +375,8 @@ NO_DATABASE = "is not a SQLite database, or it is encrypted. Check the database 
         ({19: b"\3"}, 2048, NEWER),
         ({44: (4).to_bytes(4, "big")}, 2048, None),
         ({44: (5).to_bytes(4, "big")}, 2048, NEWER),
+        # 1 is a page of 65,536 bytes.
+        ({16: b"\0\1"}, 2048, "is damaged: it has 2,048 of the 131,072 bytes that its header names. Restore a backup."),
         ({28: (3).to_bytes(4, "big")}, 2050, "is damaged: it has 2,050 of the 3,072 bytes that its header names. "
          "Restore a backup."),
     ],
@@ -399,8 +401,12 @@ def test_the_header_of_a_file_says_whether_it_is_whole_and_can_be_read(
         inspection.check_sqlite_file(path)
     assert str(refused.value).endswith(said)
     assert str(path) in str(refused.value)
-    # After a power cut in a checkpoint the log has the page that the file lacks.
-    (tmp_path / "x.db-wal").touch()
+    # After a power cut in a checkpoint the log has the page that the file lacks; an empty one has none.
+    log = tmp_path / "x.db-wal"
+    log.touch()
+    with pytest.raises(DatabaseUnavailableError):
+        inspection.check_sqlite_file(path)
+    log.write_bytes(b"x")
     if "is damaged" in said:
         inspection.check_sqlite_file(path)
     else:
