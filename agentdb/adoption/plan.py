@@ -259,8 +259,8 @@ def _behind(connection: BaseDatabaseWrapper) -> Iterator[str]:
         )
 
 
-# What this role or this server may not do, and tables that lose or hide rows, a sentence each, in ASCII: the server may
-# not know other characters. With several owners, the owner of one table cannot change the others.
+# What this role or this server may not do, tables that lose or hide rows, and names in the way, a sentence each, in
+# ASCII: the server may not know other characters. With several owners, the owner of one table cannot change the others.
 _SERVER_OBSTACLES = """
     WITH ours AS (
         SELECT *, pg_get_userbyid(relowner) AS owner, pg_has_role(relowner, 'USAGE') AS may_change
@@ -294,6 +294,14 @@ _SERVER_OBSTACLES = """
     SELECT 4, relname, 'Table ' || quote_literal(relname) || ' has row security, which hides rows and refuses inserts. '
         || 'Run ''ALTER TABLE ' || relname || ' DISABLE ROW LEVEL SECURITY''; its policies stay.'
     FROM ours WHERE relrowsecurity
+    UNION ALL
+    -- The server would give a new table's key another name instead of refusing it.
+    SELECT 5, c.relname, CASE WHEN i.indrelid IS NULL THEN 'Relation ' ELSE 'Index ' END || quote_literal(c.relname)
+        || coalesce(' of table ' || quote_literal(i.indrelid::regclass::text), '') || ' has a name that agentdb needs. '
+        || 'Rename it.'
+    FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN ours ON ours.oid = i.indrelid
+    WHERE c.relname ~ '^((agents|sessions|sandboxes|api_keys)_pkey|api_keys_key_hash_key)$' AND ours.oid IS NULL
+        AND c.relnamespace = quote_ident(current_schema())::regnamespace
     ORDER BY 1, 2
 """
 

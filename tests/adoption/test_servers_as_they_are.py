@@ -283,6 +283,20 @@ def test_a_type_with_the_name_of_a_table(load_legacy: Load, engine: str, kind: s
     )
 
 
+def test_an_index_with_the_name_of_a_new_tables_key(load_legacy: Load, engine: str):
+    url = load_legacy("era-a")
+    execute(
+        url,
+        "CREATE TABLE notes (x int)",
+        "CREATE INDEX api_keys_pkey ON notes (x)",
+    )
+
+    assert_refused(
+        url,
+        "Index 'api_keys_pkey' of table 'notes' has a name that agentdb needs. Rename it.",
+    )
+
+
 def test_an_index_that_was_half_built(load_legacy: Load, engine: str):
     url = load_legacy("era-b-small")
     execute(
