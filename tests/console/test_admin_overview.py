@@ -594,14 +594,17 @@ def test_a_runners_live_sessions_are_counted_however_old_they_are(
     assert "Pause all 2…" in site.get("agentdb/session/runner/", id="r1").text
 
 
-def test_the_sessions_of_a_runner_without_an_id_cannot_be_paused_from_its_page(
-    site: Site, superuser: User
+@pytest.mark.parametrize("runner_id", ["", "é" * 6_000])
+def test_the_sessions_of_a_runner_that_no_list_filters_by_cannot_be_paused(
+    site: Site, superuser: User, runner_id: str
 ):
-    _session(site, "stored by hand", 1, status="active", runner_id="")
+    _session(site, "stored by hand", 1, status="active", runner_id=runner_id)
     _session(site, "others", 1, status="active", runner_id="r2")
 
     assert "Pause all" in site.get("agentdb/session/runner/", id="r2").text
-    assert "Pause all" not in site.get("agentdb/session/runner/", id="").text
+    page = site.get("agentdb/session/runner/", id=runner_id)
+    assert "stored by hand" in page.html
+    assert "Pause all" not in page.text
 
 
 def test_overview_in_the_terminal_gives_the_same_answers(
