@@ -103,6 +103,20 @@ def test_view_permission_opens_every_page(site: Site):
     assert {path: site.get(path).status for path in paths} == dict.fromkeys(paths, 200)
 
 
+def test_a_projects_own_permissions_may_depend_on_the_row(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    fill(site.alias, 2)
+    monkeypatch.setattr(
+        admin.site._registry[Session],
+        "has_view_permission",
+        lambda request, row=None: row is None or row.pk != "s0001",
+    )
+
+    assert site.get("agentdb/session/s0000/change/").status == 200
+    assert site.get("agentdb/session/s0001/change/").status == 403
+
+
 def test_viewer_cannot_add_change_or_delete(site: Site):
     fill(site.alias, 1)
     site.log_in_viewer()
