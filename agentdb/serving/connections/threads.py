@@ -74,9 +74,8 @@ class ConnectionLimit:
         # Weak: the slot of a thread that has ended goes with the thread, and its connection no longer counts.
         self._slots = slots
         self._opening: weakref.WeakSet[Slot] = weakref.WeakSet()
-        self._lock = (
-            forking.opening
-        )  # with which slots are added, and which is free in the child of a fork
+        # With which slots are added, and which is free in the child of a fork.
+        self._lock = forking.opening
 
     @contextmanager
     def room(self, slot: Slot) -> Iterator[None]:
