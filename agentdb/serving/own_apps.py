@@ -99,13 +99,22 @@ def _apps_of(connection: BaseDatabaseWrapper) -> tuple[str, ...]:
 
 
 def _pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
-    """Return the missing migrations of the database's apps, in order, as ``label.name``."""
+    """Return the missing migrations of the database's apps, in order, as ``label.name``.
+
+    Raises ``InvalidInputError`` for an app that has models and no migrations.
+    """
     labels = labels_of(_apps_of(connection))
     if not labels:
         return []
     from django.db.migrations.executor import MigrationExecutor
 
     executor = MigrationExecutor(connection)
+    for label in executor.loader.unmigrated_apps.intersection(labels):
+        if django_apps.get_app_config(label).models:
+            raise InvalidInputError(
+                f"The app {label!r} has models and no migrations, so its tables would never be created. Run "
+                f"'agentdb makemigrations {label}' with {APPS_VARIABLE}, and keep the files that it writes."
+            )
     targets = [leaf for leaf in executor.loader.graph.leaf_nodes() if leaf[0] in labels]
     plan = executor.migration_plan(targets)
     return [

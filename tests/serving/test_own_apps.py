@@ -337,6 +337,19 @@ def test_a_wrong_app_is_named_and_no_database_made(
     assert not (folder / "a.db").exists()
 
 
+def test_an_app_with_models_needs_migrations(folder: Path) -> None:
+    make_app(folder, "bare")
+    shutil.rmtree(folder / "bare/migrations")
+    program = "agentdb.connect('sqlite:///a.db', apps=['bare'], migrate=True).close()"
+
+    assert refusal(folder, program) == (
+        "InvalidInputError The app 'bare' has models and no migrations, so its tables would never be created. Run "
+        "'agentdb makemigrations bare' with AGENTDB_APPS, and keep the files that it writes."
+    )
+    (folder / "bare/models.py").unlink()
+    run_python(f"import agentdb; {program}", folder)
+
+
 def test_a_second_connect_cannot_bring_other_apps(folder: Path) -> None:
     make_app(folder, "others")
     said = refusal(
