@@ -240,6 +240,11 @@ def _file_limit(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[Non
     )
     try:
         yield
+    except DjangoDatabaseError as error:
+        # Ctrl-C is raised in the handler, and SQLite takes that for its answer, though the time is not over.
+        if classify(error) is Fault.CUT_OFF and time.monotonic() < _limits.get()[alias]:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         # A connection that was reopened meanwhile never had the limit.
         if connection.connection is raw:

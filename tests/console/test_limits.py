@@ -233,6 +233,31 @@ def test_a_question_has_two_seconds_or_its_own_but_not_more_than_the_one_around_
         assert within == [query, lock]
 
 
+def test_ctrl_c_during_a_query_of_a_file_is_not_taken_for_the_end_of_its_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = connections[site.alias]
+    if connection.vendor != "sqlite":
+        pytest.skip("psycopg's wait for a server ends with the interrupt itself")
+    pressed = [True]
+
+    def now() -> float:
+        if pressed:
+            pressed.pop()
+            raise KeyboardInterrupt
+        return 0.0
+
+    with pytest.raises(KeyboardInterrupt), question(connection, 60):
+        monkeypatch.setattr(questions, "time", SimpleNamespace(monotonic=now))
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) "
+                "SELECT count(*) FROM n"
+            )
+
+    assert pressed == []
+
+
 _WORDS = {
     0.5: "half a",
     1: "one",
