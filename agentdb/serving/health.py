@@ -22,8 +22,7 @@ def check_health(threads: Threads) -> Health:
     with slot.lock:
         in_transaction = block_of(slot) is not None
         try:
-            if not in_transaction:
-                slot.ready()
+            threads.ensure_connected()
             return _ask(threads, slot)
         except AgentDbError as error:
             if not in_transaction:

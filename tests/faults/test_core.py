@@ -135,6 +135,21 @@ def test_a_hosts_connection_that_was_opened_half_way_costs_no_acknowledged_write
         assert stored(url) == {"s0", "s1"}
 
 
+def test_a_hosts_connection_that_the_driver_has_closed_is_no_good_health(
+    url: str,
+) -> None:
+    with temporary_alias(url) as alias, agentdb.DjangoDb(alias) as db:
+        wrapper = connections[alias]
+        wrapper.set_autocommit(False)  # so it is the host's to open another
+        assert wrapper.connection is not None
+        wrapper.connection.close()
+
+        health = db.health()
+
+        assert not health.ok
+        assert "closed" in health.reason
+
+
 def test_a_server_that_is_too_old_is_refused_by_connect(
     migrated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
