@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, astuple
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from itertools import product
 from operator import methodcaller
 from typing import Any
@@ -17,6 +17,7 @@ from agentdb.testing.conformance.subject import Kind, Subject, instant
 AN_HOUR = timedelta(hours=1)
 A_CENTURY = timedelta(days=36_500)
 NO_TIME = timedelta(0)
+WEST = timezone(timedelta(hours=-5, minutes=-30))
 
 # -- the world: a session in each status on each runner, and a sandbox in each state of each of three owners
 
@@ -224,6 +225,23 @@ CHANGES: dict[str, tuple[Call, object, dict[str, Change]]] = {
         2,
         _each(PAUSED, ["active", "starting"], "r1"),
     ),
+    # -- deletions: a session's sandboxes stay. agent_name is not a foreign key: sessions may precede their agent, which
+    # the answer is about, or outlive it, and no cascade removes them.
+    "a session is deleted": (
+        methodcaller("delete_session", "active r1"),
+        True,
+        {"active r1": None},
+    ),
+    "a sandbox is deleted": (
+        methodcaller("delete_sandbox", "warm None"),
+        True,
+        {"warm None": None},
+    ),
+    "sessions of an agent that does not exist are deleted": (
+        methodcaller("delete_agent", "support-bot", "tenant of r1"),
+        False,
+        _each(None, STATUSES, "r1"),
+    ),
     # -- retention: an active session, however old, is not for deletion, nor what only a newer server could judge. And a
     # sandbox that is not cold may be in use, whatever its session's status says.
     "finished sessions that are old enough are pruned with their cold sandboxes": (
@@ -344,6 +362,7 @@ ANSWERS: list[tuple[object, list[Call]]] = [
             # A touch that went through all the same would hide from the fleet that the new runner is dead.
             methodcaller("touch_session", f"active {ODD}", runner_id="r1"),
             methodcaller("touch_session", "active None", runner_id="r1"),
+            methodcaller("delete_agent", "another-bot", "tenant of r1"),
             # Not even last_active_at changes: an update that is refused is not a sign of life.
             *(
                 methodcaller("update_session_status", id, "ended", only_if=only_if)
@@ -431,6 +450,13 @@ ANSWERS: list[tuple[object, list[Call]]] = [
         ],
         [methodcaller("list_sandboxes_by_runner", "r1")],
     ),
+    # An instant means the same in every zone. Compared as texts, or with the zone dropped, one in a zone west of UTC
+    # asks about another half of the day.
+    (
+        ["waiting None", "waiting active r1", f"waiting ended {ODD}"],
+        [methodcaller("get_idle_sandboxes", instant(-2).astimezone(WEST))],
+    ),
+    ([], [methodcaller("get_idle_sandboxes", instant(-3).astimezone(WEST))]),
     (
         ["active None", f"active {ODD}"],
         [methodcaller("get_silent_sessions", instant(), limit=2)],

@@ -38,22 +38,6 @@ SANDBOX = SandboxRecord(
     instant(),
 )
 
-# What an argument is, and so which values are tried, by its annotation in Db: a new method needs no line here.
-KINDS = {
-    "str": "identifier",
-    "str | EllipsisType": "identifier",
-    "SessionStatusInput": "status",
-    "SessionStatusesInput": "statuses",
-    "SandboxStateInput": "state",
-    "SandboxStatesInput": "states",
-    "Collection[str]": "ids",
-    "Sequence[str]": "tables",
-    "int": "limit",
-    "datetime": "instant",
-    "timedelta": "length",
-    "SessionRecord | str": "record",
-    "SandboxRecord | str": "sandbox record",
-}
 OR_NONE = " | None"
 
 # These have no arguments to refuse, and do something else once the Db is closed.
@@ -69,7 +53,7 @@ def _arguments(method: str) -> Iterator[tuple[str, str, bool]]:
     _self, *parameters = signature.parameters.values()
     for each in parameters:
         may_be_none = each.annotation.endswith(OR_NONE)
-        kind = KINDS[each.annotation.removesuffix(OR_NONE)]
+        kind = each.annotation.removesuffix(OR_NONE).removesuffix(" | EllipsisType")
         if each.name in TEXTS:
             kind = "text"
         # A key comes from a request, so any string is answered, with None.
@@ -94,21 +78,22 @@ def refused_arguments(method: str) -> Iterator[tuple[dict[str, Any], str]]:
             yield valid | {name: value}, message.format(what=what)
 
 
+# By kind: an argument's annotation in Db, so that a new method needs no line here, or what else it is.
 VALID: dict[str, Any] = {
-    "identifier": "x",
+    "str": "x",
     "text": "x",
-    "status": "active",
-    "state": "cold",
-    "limit": 1,
-    "statuses": ("active", "paused"),
-    "states": ("cold", "warm"),
-    "length": timedelta(minutes=1),
-    "ids": ["x", "y"],
-    "record": RECORD,
-    "sandbox record": SANDBOX,
-    "instant": instant(),
+    "SessionStatusInput": "active",
+    "SandboxStateInput": "cold",
+    "int": 1,
+    "SessionStatusesInput": ("active", "paused"),
+    "SandboxStatesInput": ("cold", "warm"),
+    "timedelta": timedelta(minutes=1),
+    "Collection[str]": ["x", "y"],
+    "SessionRecord | str": RECORD,
+    "SandboxRecord | str": SANDBOX,
+    "datetime": instant(),
     "key": "agentdb_x",
-    "tables": [],
+    "Sequence[str]": [],
 }
 
 # NUL: PostgreSQL refuses it and SQLite's own functions end the string there. Surrogates: neither driver encodes them.
@@ -188,9 +173,9 @@ def _before(record: SessionRecord | SandboxRecord) -> list[tuple[object, str]]:
 
 
 REFUSED: dict[str, list[tuple[object, str]]] = {
-    "identifier": _NO_IDENTIFIER,
+    "str": _NO_IDENTIFIER,
     "text": _NOT_TEXT,
-    "status": [
+    "SessionStatusInput": [
         (None, "Session status must be a string, not NoneType."),
         (5, "Session status must be a string, not int."),
         ("Active", f"Session status 'Active' is not one of {_STATUSES}."),
@@ -200,24 +185,24 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
         # A StrEnum of another kind is a string like any other.
         (SandboxState.WARM, f"Session status 'warm' is not one of {_STATUSES}."),
     ],
-    "state": [
+    "SandboxStateInput": [
         (None, "Sandbox state must be a string, not NoneType."),
         (["cold"], "Sandbox state must be a string, not list."),
         ("active", f"Sandbox state 'active' is not one of {_STATES}."),
         ("COLD", f"Sandbox state 'COLD' is not one of {_STATES}."),
     ],
     # True is an int in Python, and 2**63 is a LIMIT that SQLite wraps around to a negative number: no limit at all.
-    "limit": [
+    "int": [
         (value, f"limit must be a whole number from 1 to {2**63 - 1}, not {value!r}.")
         for value in (0, -1, 2**63, True, 1.0, "1")
     ],
-    "statuses": _several(
+    "SessionStatusesInput": _several(
         f"Session status 'frozen' is not one of {_STATUSES}.", "Session status"
     ),
-    "states": _several(
+    "SandboxStatesInput": _several(
         f"Sandbox state 'frozen' is not one of {_STATES}.", "Sandbox state"
     ),
-    "ids": [
+    "Collection[str]": [
         *((value, message.format(what="ids")) for value, message in _NOT_SEVERAL),
         ("x", "ids must be a collection of strings, not str."),
         (
@@ -226,7 +211,7 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
         ),
         *(([value], message) for value, message in _NO_IDENTIFIER),
     ],
-    "length": [
+    "timedelta": [
         (60, "{what} must be a timedelta, not int."),
         (instant(), "{what} must be a timedelta, not datetime."),
         (
@@ -238,9 +223,9 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
             "{what} must be from 0 to 36500 days, not 999999999 days, 23:59:59.999999.",
         ),
     ],
-    "record": _before(RECORD),
-    "sandbox record": _before(SANDBOX),
-    "instant": [
+    "SessionRecord | str": _before(RECORD),
+    "SandboxRecord | str": _before(SANDBOX),
+    "datetime": [
         (None, "{what} must be a datetime, not NoneType."),
         ("2026-01-01", "{what} must be a datetime, not str."),
         (datetime(2026, 1, 1).date(), "{what} must be a datetime, not date."),
@@ -257,7 +242,7 @@ REFUSED: dict[str, list[tuple[object, str]]] = {
             "{what} 0001-01-01T00:00:00+05:00 is outside the years 1 to 9999 in UTC.",
         ),
     ],
-    "tables": [
+    "Sequence[str]": [
         ("messages", "also must be a list of names of tables, not str."),
         ({"messages"}, "also must be a list of names of tables, not set."),
         ([""], "Table name in also must not be empty."),

@@ -153,13 +153,6 @@ def ids(records: Iterable[Any]) -> list[str]:
     return [record.id for record in records]
 
 
-def session_of(db: Db, id: str = "s1") -> SessionRecord:
-    """Return the stored session, and fail if there is none."""
-    session = db.get_session(id)
-    assert session is not None, f"session {id!r} does not exist"
-    return session
-
-
 def make_agent(
     db: Db,
     name: str = "support-bot",

@@ -132,26 +132,6 @@ class WholeContract(Subject):
         assert message == f"A {kind.noun} with the id 'x' exists already."
         assert kind.get("x") == row
 
-    def test_delete_deletes_that_one(self, kind: Kind) -> None:
-        """The first delete of a row is True, and the second, which finds nothing, is False."""
-        kind.make("gone")
-        kept = kind.make("kept")
-
-        deleted = kind.delete("gone")
-
-        assert deleted is True
-        assert kind.get("gone") is None
-        assert kind.get("kept") == kept
-        assert kind.delete("gone") is False
-
-    def test_delete_session_leaves_its_sandbox(self, db: Db) -> None:
-        make_session(db)
-        sandbox = make_sandbox(db, session_id="s1")
-
-        db.delete_session("s1")
-
-        assert db.get_sandbox("sb1") == sandbox
-
     # -- transactions
 
     @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, AgentDbError])
