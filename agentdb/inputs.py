@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, TypeVar
 
-from agentdb.errors import InvalidInputError
-from agentdb.interface import SandboxRecord, SandboxState, SessionRecord, SessionStatus
+from agentdb.errors import AgentDbError, DatabaseClosedError, InvalidInputError
+from agentdb.interface import (
+    DEFAULT_TENANT_ID,
+    SandboxRecord,
+    SandboxState,
+    SessionRecord,
+    SessionStatus,
+)
 
 # A PostgreSQL index entry holds about 2,700 bytes, and an index here has up to four identifiers.
 MAX_IDENTIFIER_BYTES = 512
@@ -81,12 +88,22 @@ def optional_identifier(what: str, value: object) -> str | None:
     return None if value is None else identifier(what, value)
 
 
-def check_tenant(tenant_id: str, value: str) -> None:
-    """Raise ``InvalidInputError`` if a call on one tenant's view names another tenant."""
-    if value != tenant_id:
+def named_tenant(own: str | None, value: object) -> str:
+    """Return the tenant; one that is not ``own``, that of the view if there is one, is refused."""
+    named = identifier("Tenant id", value)
+    if own is not None and named != own:
         raise InvalidInputError(
-            f"This view is of the tenant {tenant_id!r}; {value!r} is another."
+            f"This view is of the tenant {own!r}; {named!r} is another."
         )
+    return named
+
+
+def tenant_of_call(own: str | None, value: object) -> str:
+    """Return the tenant that an argument names, or else that of the view."""
+    # Compared by identity: a caller's own "default" names a tenant, the default argument names none.
+    if value is DEFAULT_TENANT_ID:
+        return own or DEFAULT_TENANT_ID
+    return named_tenant(own, value)
 
 
 def identifiers(what: str, value: object) -> list[str]:
@@ -232,6 +249,27 @@ def other_tables(what: str, value: object) -> tuple[str, ...]:
                 f"{what} names {name!r}, which is one of agentdb's own tables."
             )
     return names
+
+
+class InOneThread:
+    """What only the thread that made it may use, and until it is over: a transaction."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self.is_over = False
+
+    def check_use(self) -> None:
+        """Raise if it is over, or belongs to another thread."""
+        if self.is_over:
+            raise DatabaseClosedError(
+                "The transaction has ended. Call the Db that ran it."
+            )
+        if threading.get_ident() != self._thread:
+            raise AgentDbError(
+                "A transaction belongs to the thread that runs it, and this call comes from another. Make the calls in "
+                "the function's own thread, or use the Db around it: what that does in another thread is not part of "
+                "the transaction."
+            )
 
 
 def plain_function(fn: Callable[..., Any]) -> None:

@@ -206,7 +206,6 @@ _ARGUMENTS: dict[str, Any] = {
     "created_at": databases.EPOCH + 900 * databases.SECOND,
     "older_than": databases.EPOCH + 117 * databases.SECOND,
     "ended_before": databases.EPOCH + 117 * databases.SECOND,
-    "unused_since": databases.EPOCH + 117 * databases.SECOND,
     "silent_for": timedelta(minutes=1),
     "session_ids": "[]",
     "only_if": '["active"]',
@@ -275,13 +274,6 @@ def _queries() -> list[tuple[str, Any]]:
     of_tenant = frozenset({"tenant_id"})
     count = queries.count_rows(queries.SESSIONS, of_tenant, 1)
     found.append(("count_sessions(status)", count))
-    for has in (False, True):
-        silent = queries.silent_sessions(limit=has)
-        found.append((f"get_silent_sessions({has})", silent))
-        best = queries.best_eviction_candidate(unused_since=has)
-        found.append((f"get_best_eviction_candidate({has})", best))
-        claims = queries.claims_of_eviction(unused_since=has)
-        found.extend(_within(f"claim_eviction_candidate({has})", claims))
     return found
 
 

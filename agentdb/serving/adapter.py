@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,9 +14,9 @@ from django.db import connections
 
 from agentdb.inputs import (
     aware_instant,
-    check_tenant,
     identifier,
     identifiers,
+    named_tenant,
     optional_identifier,
     other_tables,
     page_limit,
@@ -28,6 +28,7 @@ from agentdb.inputs import (
     session_status,
     session_statuses,
     silence,
+    tenant_of_call,
     text,
 )
 from agentdb.interface import (
@@ -51,6 +52,9 @@ from agentdb.serving.host import check_set_up
 
 if TYPE_CHECKING:
     from agentdb.serving import queries
+
+_EVER = datetime.max.replace(tzinfo=UTC)  # later than every use
+_ALL = 2**63 - 1  # what a 64-bit LIMIT takes
 
 R = TypeVar("R")
 Listed = TypeVar("Listed", SessionRecord, SandboxRecord)
@@ -259,11 +263,12 @@ class DjangoDb(KeyIssuer):
     def get_silent_sessions(
         self, older_than: datetime, *, limit: int | None = None
     ) -> list[SessionRecord]:
-        values: dict[str, Any] = {"older_than": aware_instant("older_than", older_than)}
-        if limit is not None:
-            values["limit"] = page_limit(limit)
-        query = queries.silent_sessions(limit="limit" in values)
-        return self._executor.all(SessionRecord, query, **values)
+        return self._executor.all(
+            SessionRecord,
+            queries.GET_SILENT_SESSIONS,
+            older_than=aware_instant("older_than", older_than),
+            limit=_ALL if limit is None else page_limit(limit),
+        )
 
     def touch_session(self, id: str, *, runner_id: str | None = None) -> bool:
         values = {"id": identifier("Session id", id)}
@@ -426,18 +431,24 @@ class DjangoDb(KeyIssuer):
     def get_best_eviction_candidate(
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
-        values = _unused_since(unused_since)
-        query = queries.best_eviction_candidate(unused_since=bool(values))
-        return self._executor.first(SandboxRecord, query, **values)
+        if unused_since is None:
+            query = queries.GET_BEST_EVICTION_CANDIDATE
+            return self._executor.first(SandboxRecord, query)
+        return self._executor.first(
+            SandboxRecord,
+            queries.GET_BEST_UNUSED_CANDIDATE,
+            older_than=aware_instant("unused_since", unused_since),
+        )
 
     def claim_eviction_candidate(
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
-        values = _unused_since(unused_since)
+        older_than = _EVER
+        if unused_since is not None:
+            older_than = aware_instant("unused_since", unused_since)
         # One statement for each state, in the order of eviction, until one claims a sandbox.
-        claims = queries.claims_of_eviction(unused_since=bool(values))
-        for state, query in claims.items():
-            claimed = self._executor.first(SandboxRecord, query, **values)
+        for state, query in queries.CLAIMS_OF_EVICTION.items():
+            claimed = self._executor.first(SandboxRecord, query, older_than=older_than)
             if claimed is not None:
                 # The caller is told the state from which it was evicted; an update returns the new one.
                 return replace(claimed, state=state.value)
@@ -599,11 +610,8 @@ class DjangoDb(KeyIssuer):
     # -- tenants
 
     def for_tenant(self, tenant_id: str) -> DjangoDb:
-        tenant_id = identifier("Tenant id", tenant_id)
-        own = self._executor.tenant_id
-        if own is not None:
-            check_tenant(own, tenant_id)
-        narrowed = self._executor.of_tenant(tenant_id)
+        named = named_tenant(self._executor.tenant_id, tenant_id)
+        narrowed = self._executor.of_tenant(named)
         return self._on(narrowed)
 
     def _on(self, executor: Executor) -> DjangoDb:
@@ -614,18 +622,7 @@ class DjangoDb(KeyIssuer):
         return view
 
     def _tenant(self, tenant_id: str) -> str:
-        """Return the tenant of a call: the argument, or in a tenant's view that tenant.
-
-        Raises ``InvalidInputError`` if the argument names another tenant than the view's.
-        """
-        own = self._executor.tenant_id
-        if own is None:
-            return identifier("Tenant id", tenant_id)
-        # Compared by identity: a caller's own "default" names a tenant, the default argument names none.
-        if tenant_id is not DEFAULT_TENANT_ID:
-            named = identifier("Tenant id", tenant_id)
-            check_tenant(own, named)
-        return own
+        return tenant_of_call(self._executor.tenant_id, tenant_id)
 
     # -- transactions and life cycle
 
@@ -694,13 +691,6 @@ class DjangoDb(KeyIssuer):
 
 
 _OWN_METHODS = dict(vars(DjangoDb))
-
-
-def _unused_since(instant: datetime | None) -> dict[str, datetime]:
-    """Return the value of that argument by name; none if it was not given, and so neither the condition."""
-    if instant is None:
-        return {}
-    return {"unused_since": aware_instant("unused_since", instant)}
 
 
 def _given(values: dict[str, Any]) -> frozenset[str]:

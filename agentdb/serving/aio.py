@@ -21,7 +21,7 @@ from typing import (
 )
 
 from agentdb.errors import DatabaseClosedError, InvalidInputError
-from agentdb.inputs import check_tenant, identifier
+from agentdb.inputs import named_tenant
 from agentdb.interface import Db
 from agentdb.serving.coroutines import CoroutineTransaction, PlainTransaction
 from agentdb.serving.workers import Job, Workers
@@ -136,6 +136,7 @@ class AsyncDb:
 
     _open: Callable[[], Db]
     _closed = False
+    _tenant_id: str | None = None  # of a view
     _closed_text = (
         "The AsyncDb is closed. Open another one with agentdb.connect_async()."
     )
@@ -305,8 +306,8 @@ class AsyncDb:
     def for_tenant(self, tenant_id: str) -> AsyncDb:
         """Return a view of that tenant's rows only, on the same threads; see ``Db.for_tenant()``."""
         self._check_open()
-        named = identifier("Tenant id", tenant_id)
-        return _TenantView(self, named)
+        named = named_tenant(self._tenant_id, tenant_id)
+        return _TenantView(self._source, named)
 
     @overload
     async def run_transaction(
@@ -387,12 +388,6 @@ class _TenantView(AsyncDb):
     @property
     def _source(self) -> AsyncDb:
         return self._whole
-
-    def for_tenant(self, tenant_id: str) -> AsyncDb:
-        self._check_open()
-        named = identifier("Tenant id", tenant_id)
-        check_tenant(self._tenant_id, named)
-        return _TenantView(self._whole, named)
 
     async def close(self) -> None:
         """End this view alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -333,22 +334,15 @@ def _longest_inactive_first(sessions: Any) -> Any:
     return sessions.order_by("last_active_at", by_id)
 
 
-@cache
-def silent_sessions(*, limit: bool) -> Select:
-    """Return the query for the live sessions without a sign of life since ``older_than``."""
+def _silent(scope: Scope) -> Any:
+    """Match up to ``limit`` of the live sessions without a sign of life since ``older_than``."""
     # Reads all live sessions and no others; PRUNE_SESSIONS says why no index has last_active_at.
-
-    def build(scope: Scope) -> Any:
-        older_than = instant("older_than")
-        silent = scope.rows(Session).live().idle_since(older_than)
-        in_order = _longest_inactive_first(silent)
-        if not limit:
-            return in_order
-        return in_order[:LIMIT]
-
-    return Select(build)
+    older_than = instant("older_than")
+    silent = scope.rows(Session).live().idle_since(older_than)
+    return _longest_inactive_first(silent)[:LIMIT]
 
 
+GET_SILENT_SESSIONS = Select(_silent)
 _PAUSED = {
     "status": SessionStatus.PAUSED.value,
     "last_active_at": _not_before("last_active_at"),
@@ -434,14 +428,17 @@ def _on_runner(scope: Scope) -> Any:
 LIST_SANDBOXES_BY_RUNNER = Select(lambda scope: _on_runner(scope).newest_first())
 
 
-def _evictable(scope: Scope, state: SandboxState, unused_since: bool) -> Any:
-    """Match the sandboxes in that state; with ``unused_since`` only those that were last used before."""
-    sandboxes = scope.rows(Sandbox).in_state(state)
-    if not unused_since:
-        return sandboxes
-    return sandboxes.idle_since(instant("unused_since"))
+def _in_state(state: SandboxState, scope: Scope) -> Any:
+    return scope.rows(Sandbox).in_state(state).least_recently_used_first()
 
 
+def _unused(state: SandboxState, scope: Scope) -> Any:
+    """Match the sandboxes in that state that were last used before ``older_than``."""
+    return _in_state(state, scope).idle_since(instant("older_than"))
+
+
+GET_IDLE_SANDBOXES = Select(partial(_unused, SandboxState.WAITING))
+GET_COLD_SANDBOXES = Select(partial(_unused, SandboxState.COLD))
 _EVICTED_IN_TURN = (
     SandboxState.COLD,
     SandboxState.WARM,
@@ -449,22 +446,16 @@ _EVICTED_IN_TURN = (
 )
 
 
-@cache
-def best_eviction_candidate(*, unused_since: bool) -> Select:
-    """Return the query for the sandbox to evict first; with ``unused_since`` only one that was last used before."""
+def _best(rows: Callable[[SandboxState, Scope], Any], scope: Scope) -> Any:
+    """Match the sandbox to evict first of the rows."""
+    candidates = [rows(state, scope).values("id")[:1] for state in _EVICTED_IN_TURN]
+    # COALESCE stops at the first state with a sandbox: at most three probes of one index, and no sort.
+    best = Coalesce(*candidates)
+    return scope.rows(Sandbox).filter(IsRow(F("id"), best))
 
-    def first_of(scope: Scope, state: SandboxState) -> Any:
-        sandboxes = _evictable(scope, state, unused_since)
-        in_order = sandboxes.least_recently_used_first()
-        return in_order.values("id")[:1]
 
-    def build(scope: Scope) -> Any:
-        candidates = [first_of(scope, state) for state in _EVICTED_IN_TURN]
-        # COALESCE stops at the first state with a sandbox: at most three probes of one index, and no sort.
-        best = Coalesce(*candidates)
-        return scope.rows(Sandbox).filter(IsRow(F("id"), best))
-
-    return Select(build)
+GET_BEST_EVICTION_CANDIDATE = Select(partial(_best, _in_state))
+GET_BEST_UNUSED_CANDIDATE = Select(partial(_best, _unused))
 
 
 def _free(scope: Scope, state: SandboxState, rows: Any) -> Any:
@@ -487,22 +478,19 @@ def _free(scope: Scope, state: SandboxState, rows: Any) -> Any:
 _TO_COLD = {"state": SandboxState.COLD.value}
 
 
-def _claim_eviction(state: SandboxState, unused_since: bool) -> Update | Delete:
+def _claim_eviction(state: SandboxState) -> Update | Delete:
     """Return what takes a sandbox in that state for one caller; its row is as it was if deleted, else now cold."""
 
     def build(scope: Scope) -> Any:
-        evictable = _evictable(scope, state, unused_since)
-        return _free(scope, state, evictable)
+        return _free(scope, state, _unused(state, scope))
 
     if state == SandboxState.COLD:
         return Delete(build, returning="*")
     return Update(build, _TO_COLD, returning="*")
 
 
-@cache
-def claims_of_eviction(*, unused_since: bool) -> dict[SandboxState, Update | Delete]:
-    """Return a query for each state, in the order in which they are to be tried."""
-    return {state: _claim_eviction(state, unused_since) for state in _EVICTED_IN_TURN}
+# In the order in which they are to be tried.
+CLAIMS_OF_EVICTION = {state: _claim_eviction(state) for state in _EVICTED_IN_TURN}
 
 
 def _in_pool(scope: Scope) -> Any:
@@ -525,15 +513,6 @@ CLAIM_WARM_SANDBOX = Update(
 )
 
 
-def _unused(state: SandboxState, scope: Scope) -> Any:
-    """Match the sandboxes in that state that were last used before ``older_than``."""
-    older_than = instant("older_than")
-    unused = scope.rows(Sandbox).in_state(state).idle_since(older_than)
-    return unused.least_recently_used_first()
-
-
-GET_IDLE_SANDBOXES = Select(partial(_unused, SandboxState.WAITING))
-GET_COLD_SANDBOXES = Select(partial(_unused, SandboxState.COLD))
 DELETE_SANDBOX = Delete(_sandbox)
 # "Not equal" would read the whole table; "less or greater" reads two ranges of the index.
 MARK_ALL_SANDBOXES_COLD = Update(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,9 @@ from typing import Any
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.errors import AgentDbError, DatabaseClosedError
+from agentdb.errors import AgentDbError
 from agentdb.faults import NOT_KEPT, REFUSED, Fault, driver_error
+from agentdb.inputs import InOneThread
 from agentdb.serving.connections.base import Connection, Slot
 from agentdb.serving.turns import Turn
 
@@ -20,11 +20,6 @@ _CONTINUED = (
     "The transaction failed inside the function, which went on after the error; nothing of it is stored. "
     "Let the error leave the function, or undo the part that may fail with an inner run_transaction()."
 )
-_OTHER_THREAD = (
-    "A transaction belongs to the thread that runs it, and this call comes from another. Make the calls in the "
-    "function's own thread, or use the Db around it: what that does in another thread is not part of the transaction."
-)
-_OVER = "The transaction has ended. Call the Db that ran it."
 
 
 class Block:
@@ -103,7 +98,7 @@ def block_of(slot: Slot) -> Block | None:
     return known
 
 
-class Transaction(Block):
+class Transaction(Block, InOneThread):
     """A transaction of one slot. ``begin``, ``commit`` and ``undo`` are separate calls from one thread. After
     ``commit`` or ``undo`` the transaction has ended, whatever they raise.
 
@@ -114,12 +109,11 @@ class Transaction(Block):
     _from_testcase = False  # for Django, which asks its outermost block
 
     def __init__(self, slot: Slot) -> None:
-        super().__init__(slot.wrapper)
+        Block.__init__(self, slot.wrapper)
+        InOneThread.__init__(self)
         self._slot = slot
-        self._thread = threading.get_ident()
         # While it is open, other writers of a SQLite file wait.
         self._turn: Turn | None = None
-        self.is_over = False
 
     @property
     def may_be_retried(self) -> bool:
@@ -162,13 +156,13 @@ class Transaction(Block):
 
     def check(self) -> Block:
         """Return this; raise if it has failed, has ended, or belongs to another thread."""
-        _check_use(self._thread, is_over=self.is_over)
+        self.check_use()
         return super().check()
 
     def commit(self) -> None:
         """Commit, or roll back and raise: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
         try:
-            _check_use(self._thread, is_over=self.is_over)
+            self.check_use()
             self.connection_to_commit(self._slot).commit()
         except BaseException as error:
             # A driver's error may mean that it is stored: it becomes an OutcomeUnknownError, unless the server says no.
@@ -224,15 +218,15 @@ class Transaction(Block):
             slot.discard()
 
 
-class Savepoint:
+class Savepoint(InOneThread):
     """A part of the open transaction, through Django's ``atomic()``: it rolls back alone if it fails."""
 
     may_be_retried = False  # only the whole transaction may
 
     def __init__(self, slot: Slot, block: Block) -> None:
+        super().__init__()
         self._slot = slot
         self._block = block
-        self._thread = threading.get_ident()
         self._atomic = transaction.atomic(using=slot.wrapper.alias)
         self.is_over = True  # until it has begun
 
@@ -251,12 +245,12 @@ class Savepoint:
             raise
 
     def check(self) -> Block:
-        _check_use(self._thread, is_over=self.is_over)
+        self.check_use()
         return self._block.check()
 
     def commit(self) -> None:
         try:
-            _check_use(self._thread, is_over=self.is_over)
+            self.check_use()
             self._block.connection_to_commit(self._slot)
         except BaseException as error:
             self.undo(error)
@@ -293,10 +287,3 @@ class Savepoint:
 
 
 Part = Transaction | Savepoint
-
-
-def _check_use(thread: int, *, is_over: bool) -> None:
-    if is_over:
-        raise DatabaseClosedError(_OVER)
-    if threading.get_ident() != thread:
-        raise AgentDbError(_OTHER_THREAD)

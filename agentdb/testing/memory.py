@@ -15,18 +15,18 @@ from types import EllipsisType
 from typing import Any, Generic, TypeVar
 
 from agentdb.errors import (
-    AgentDbError,
     DatabaseClosedError,
     DuplicateKeyError,
     InvalidInputError,
 )
 from agentdb.inputs import (
+    InOneThread,
     argument_checks,
-    check_tenant,
-    identifier,
+    named_tenant,
     page_position,
     plain_function,
     plain_result,
+    tenant_of_call,
 )
 from agentdb.interface import (
     DEFAULT_TENANT_ID,
@@ -142,27 +142,6 @@ def _place(row: Record) -> tuple[datetime, str]:
     return row.created_at, row.id
 
 
-class _Transaction:
-    """A running transaction, for the views of it."""
-
-    def __init__(self) -> None:
-        self._thread = threading.get_ident()
-        self.is_over = False
-
-    def check(self) -> None:
-        """Raise if it has ended, or belongs to another thread."""
-        if self.is_over:
-            raise DatabaseClosedError(
-                "The transaction has ended. Call the Db that ran it."
-            )
-        if self._thread != threading.get_ident():
-            raise AgentDbError(
-                "A transaction belongs to the thread that runs it, and this call comes from another. Make the calls in "
-                "the function's own thread, or use the Db around it: what that does in another thread is not part of "
-                "the transaction."
-            )
-
-
 def _call(method: Callable[..., Any]) -> Callable[..., Any]:
     """Make a method check its arguments as every ``Db`` does, and then run in its thread's turn."""
     signature = inspect.signature(method)
@@ -176,7 +155,7 @@ def _call(method: Callable[..., Any]) -> Callable[..., Any]:
         # In their order, so that of several bad ones each implementation names the same.
         for name, value in arguments.items():
             if name == "tenant_id":
-                arguments[name] = self._tenant(value)
+                arguments[name] = tenant_of_call(self._tenant_id, value)
             elif name in checks:
                 arguments[name] = checks[name](value)
         with self._turn():
@@ -216,7 +195,7 @@ class MemoryDb(KeyIssuer):
         self._lock = threading.RLock()
         self._tenant_id: str | None = None
         self._whole = self
-        self._transaction: _Transaction | None = None  # that this is the view of
+        self._transaction: InOneThread | None = None  # that this is the view of
         self._closed = False
 
     # -- agents
@@ -595,7 +574,7 @@ class MemoryDb(KeyIssuer):
     # -- tenants, transactions and life cycle
 
     def for_tenant(self, tenant_id: str) -> MemoryDb:
-        tenant_id = self._named(tenant_id)
+        tenant_id = named_tenant(self._tenant_id, tenant_id)
         self._check_open()
         # It shares everything with this Db, the rows and the lock too, and only looks at fewer rows.
         view = copy(self)
@@ -609,7 +588,7 @@ class MemoryDb(KeyIssuer):
         plain_function(fn)
         # The lock is held until the end, and it is reentrant: calls of this thread go on, those of others wait.
         with self._turn(), self._undone_on_error():
-            transaction = _Transaction()
+            transaction = InOneThread()
             inside = copy(self)
             inside._transaction = transaction
             try:
@@ -666,7 +645,7 @@ class MemoryDb(KeyIssuer):
 
     def _check_open(self) -> None:
         if self._transaction is not None:
-            self._transaction.check()
+            self._transaction.check_use()
         if self._whole._closed:
             raise DatabaseClosedError(
                 "The Db is closed. Open another one with agentdb.connect()."
@@ -678,17 +657,3 @@ class MemoryDb(KeyIssuer):
 
     def _now(self) -> datetime:
         return self._clock().astimezone(UTC)
-
-    def _tenant(self, tenant_id: str) -> str:
-        """Return the tenant that a call is of: the one it names, or that of the view."""
-        # The very object that is the argument's default: the call names no tenant.
-        if tenant_id is DEFAULT_TENANT_ID:
-            return self._tenant_id or tenant_id
-        return self._named(tenant_id)
-
-    def _named(self, tenant_id: str) -> str:
-        """Return the tenant; a view refuses any but its own."""
-        tenant_id = identifier("Tenant id", tenant_id)
-        if self._tenant_id is not None:
-            check_tenant(self._tenant_id, tenant_id)
-        return tenant_id

@@ -43,7 +43,6 @@ VALUES: dict[str, Any] = {
     "label": "a label",
     "ended_before": NOW + timedelta(seconds=3), "session_ids": "[]", "ids": "[]", "only_if": "a condition",
     "value0": "a status", "value1": "another status", "silent_for": timedelta(minutes=1),
-    "unused_since": NOW + timedelta(seconds=4),
 }  # fmt: skip
 
 
