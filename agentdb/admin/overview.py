@@ -37,69 +37,46 @@ from agentdb.console.figures import (
     total,
 )
 from agentdb.console.questions import Answer, Budget, Problem
-from agentdb.console.report import Report, examine, unanswered
+from agentdb.console.report import Report, examine
 from agentdb.models import Sandbox, Session
 
 # A value, its rows, their share of the whole in percent, and the link to them.
 Bar = tuple[str, Figure, str, str]
 
 
-class ChartBar(NamedTuple):
-    """The two bars of an hour, one below the other, and the link to its sessions."""
+def chart(hours: list[Hour], url: Callable[[datetime], str]) -> dict[str, Any]:
+    """Return the bars of an SVG, in percent of its width, and their labels; the template knows its height.
 
-    hour: Hour
-    x: str  # in percent
-    url: str
-
-
-class Chart(NamedTuple):
-    """Bars of an SVG, in percent of its width, and their labels; the template knows its height."""
-
-    hours: list[ChartBar]
-    step: str  # the width of an hour
-    most_opened: int  # the tops of the scales
-    most_failed: int
-    opened: int  # sums
-    failed: int
-    last_full: Hour
-    peak: Hour
-
-    @property
-    def half_opened(self) -> int:
-        return self.most_opened // 2
-
-    @property
-    def percent_failed(self) -> str:
-        return percent(self.failed, self.opened)
-
-
-def chart(hours: list[Hour], url: Callable[[datetime], str]) -> Chart:
-    """Return the bars of each hour; opened and failed sessions have separate scales.
-
-    The last hour is the current one, so the last full hour is the one before it.
+    Opened and failed sessions have separate scales. The last hour is the current one, so the last full hour is the one
+    before it.
     """
     step = 100 / len(hours)
     bars = [
-        ChartBar(hour, f"{step * number:.2f}%", url(hour.at))
+        (hour, f"{step * number:.2f}%", url(hour.at))
         for number, hour in enumerate(hours)
     ]
-    return Chart(
-        bars,
-        step=f"{step:.2f}%",
-        most_opened=_round_up(max(hour.opened for hour in hours)),
-        most_failed=_round_up(max(hour.failed for hour in hours)),
-        opened=sum(hour.opened for hour in hours),
-        failed=sum(hour.failed for hour in hours),
-        last_full=hours[-2],
-        peak=max(hours, key=lambda hour: hour.opened),
-    )
+    opened = sum(hour.opened for hour in hours)
+    failed = sum(hour.failed for hour in hours)
+    most_opened = _round_up(max(hour.opened for hour in hours))
+    return {
+        "bars": bars,
+        "step": f"{step:.2f}%",
+        "most_opened": most_opened,
+        "half_opened": most_opened // 2,
+        "most_failed": _round_up(max(hour.failed for hour in hours)),
+        "opened": opened,
+        "failed": failed,
+        "percent_failed": percent(failed, opened),
+        "last_full": hours[-2],
+        "peak": max(hours, key=lambda hour: hour.opened),
+    }
 
 
 def activity_chart(
     request: HttpRequest,
     budget: Budget,
     **of: str,
-) -> Answer[Chart]:
+) -> Answer[dict[str, Any]]:
     """Return sessions opened and failed per hour of the requested period, a day or a week.
 
     ``of`` narrows it to a runner or a tenant.
@@ -112,7 +89,7 @@ def activity_chart(
         period = period_query(begin, timedelta(hours=1))
         return list_url(site, Session, **of, **period)
 
-    def ask() -> Chart:
+    def ask() -> dict[str, Any]:
         counted = activity(budget.connection, hours, **of)
         return chart(counted, url)
 
@@ -233,7 +210,7 @@ class _Overview(NamedTuple):
             "lines": lines,
             "is_bad": any(found.urgent for found, _ in lines),
             "findings": report.findings,
-            "unknown": unanswered(report.findings),
+            "unknown": report.unanswered,
         }
 
     def _rows(self, model: type[Model]) -> QuerySet[Any]:

@@ -6,7 +6,6 @@ thousand rows and at a million. A query that fails says why, and the others stil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -52,8 +51,8 @@ class Report:
     place: str
     engine: str
     at: datetime
-    problem: Problem | None = None
-    schema: Answer[Schema] = Answer(None)
+    problem: Problem | None
+    schema: Answer[Schema]
     runners: Answer[list[Runner]] = Answer(None)
     findings: list[Finding] = field(default_factory=list)
 
@@ -65,9 +64,16 @@ class Report:
         return wrong
 
     @property
-    def unknown(self) -> list[Finding]:
-        """The checks that could not be made."""
-        return [found for found in self.findings if found.problem]
+    def unanswered(self) -> list[tuple[list[str], Problem]]:
+        """The titles of the checks that could not be made, each list with its common reason.
+
+        A database that is away fails all of them, and is one line.
+        """
+        titles: dict[Problem, list[str]] = {}
+        for found in self.findings:
+            if found.problem is not None:
+                titles.setdefault(found.problem, []).append(found.title)
+        return [(alike, problem) for problem, alike in titles.items()]
 
 
 def read_schema(connection: BaseDatabaseWrapper) -> Schema:
@@ -109,13 +115,19 @@ def examine(budget: Budget) -> Report:
     The order is that of the page: what the checks find, then the schema, then values and the file.
     """
     connection = budget.connection
-    path = sqlite_path(connection)
+    at = timezone.now()
+    # The cheapest question first: if it fails, no other is asked, and one sentence says why.
+    engine = budget.ask(lambda: _engine(connection))
+    schema: Answer[Schema] = Answer(None, engine.problem)
+    if engine.value:
+        schema = budget.ask(lambda: read_schema(connection))
     report = Report(
-        str(path or place_of(connection)),
-        connection.display_name,
-        timezone.now(),
+        str(sqlite_path(connection) or place_of(connection)),
+        engine.value or connection.display_name,
+        at,
+        engine.problem or _not_migrated(connection, schema.value),
+        schema,
     )
-    report.problem = _unusable(budget, report)
     if report.problem is not None:
         return report
     fleet = Fleet(connection.alias)
@@ -128,37 +140,13 @@ def examine(budget: Budget) -> Report:
     return report
 
 
-def _unusable(budget: Budget, report: Report) -> Problem | None:
-    """Return why the database cannot be read at all; records its engine and schema in the report."""
-    connection = budget.connection
-    # The cheapest question first: if it fails, no other is asked, and one sentence says why.
-    engine = budget.ask(lambda: _engine(connection))
-    if engine.problem:
-        return engine.problem
-    report.engine = engine.value or report.engine
-    report.schema = budget.ask(lambda: read_schema(connection))
-    schema = report.schema.value
+def _not_migrated(
+    connection: BaseDatabaseWrapper, schema: Schema | None
+) -> Problem | None:
+    """Return why the tables are not agentdb's, or not there, and the command that changes that; None if they are."""
     # A schema that cannot be read is a finding, beside those of the checks, some of which may still work.
     if schema is None or schema.is_recorded and schema.tables:
         return None
-    return _not_migrated(connection, schema)
-
-
-def unanswered(findings: Sequence[Finding]) -> list[tuple[list[str], Problem]]:
-    """Return the titles of the checks that failed, each list with its common reason.
-
-    A database that is away fails all of them, and is one line.
-    """
-    titles: dict[Problem, list[str]] = {}
-    for found in findings:
-        if found.problem is not None:
-            alike = titles.setdefault(found.problem, [])
-            alike.append(found.title)
-    return [(alike, problem) for problem, alike in titles.items()]
-
-
-def _not_migrated(connection: BaseDatabaseWrapper, schema: Schema) -> Problem:
-    """Return why the tables are not agentdb's, or not there, and the command that changes that."""
     if schema.tables:
         sentence = gettext("%s was made by an old server and is not adopted yet.")
         command = "agentdb baselinedb --check"

@@ -343,16 +343,15 @@ def test_the_scale_of_the_chart_ends_at_a_round_number(
 
     drawn = overview.chart(hours, lambda hour: f"/{now - hour}")
 
-    assert (drawn.most_opened, drawn.half_opened, drawn.most_failed) == (
-        top,
-        middle,
-        10,
-    )
-    assert (drawn.opened, drawn.failed) == (2 * (opened // 2) + opened, 6)
-    assert drawn.percent_failed == (f"{600 / drawn.opened:.1f} %" if opened else "")
-    assert (drawn.last_full, drawn.peak.opened) == (hours[2], opened)
-    assert [each.x for each in drawn.hours] == ["0.00%", "25.00%", "50.00%", "75.00%"]
-    assert (drawn.step, drawn.hours[1].url) == ("25.00%", "/2:00:00")
+    whole = 2 * (opened // 2) + opened
+    assert (drawn["most_opened"], drawn["half_opened"]) == (top, middle)
+    assert drawn["most_failed"] == 10
+    assert (drawn["opened"], drawn["failed"]) == (whole, 6)
+    assert drawn["percent_failed"] == (f"{600 / whole:.1f} %" if opened else "")
+    assert (drawn["last_full"], drawn["peak"].opened) == (hours[2], opened)
+    bars = drawn["bars"]
+    assert [x for _, x, _ in bars] == ["0.00%", "25.00%", "50.00%", "75.00%"]
+    assert (drawn["step"], bars[1]) == ("25.00%", (hours[1], "25.00%", "/2:00:00"))
 
 
 def test_values_of_a_newer_server_come_last_and_bars_are_shares_of_the_whole(

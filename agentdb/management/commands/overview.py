@@ -13,7 +13,7 @@ from agentdb.console.checks import Finding, Runner
 from agentdb.console.display import relative
 from agentdb.console.figures import Figure, activity, by_value, total
 from agentdb.console.questions import Answer, Budget
-from agentdb.console.report import Report, examine, unanswered
+from agentdb.console.report import Report, examine
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -41,7 +41,7 @@ class Command(DatabaseCommand):
             self._print(report, figures)
         if report.problem:
             sys.exit(2)
-        if report.wrong or report.unknown:
+        if report.wrong or report.unanswered:
             sys.exit(1)
 
     def _print(self, report: Report, figures: dict[str, Answer[Any]]) -> None:
@@ -61,7 +61,7 @@ class Command(DatabaseCommand):
             )
 
     def _attention(self, report: Report) -> Iterator[str]:
-        if not report.wrong and not report.unknown:
+        if not report.wrong and not report.unanswered:
             yield self.style.SUCCESS("Nothing needs attention.")
         for found in report.wrong:
             line = f"{found.shown:>8}  {found.sentence}"
@@ -69,7 +69,7 @@ class Command(DatabaseCommand):
                 line += f" ({found.detail})"
             style = self.style.ERROR if found.urgent else self.style.WARNING
             yield style(line)
-        for titles, problem in unanswered(report.unknown):
+        for titles, problem in report.unanswered:
             line = f"       ?  not checked: {', '.join(titles)}. {problem}"
             yield self.style.WARNING(line)
 
