@@ -77,7 +77,11 @@ class Command(AgentDbCommand, migrate.Command):
                 raise
             failure = describe_failure(connection, cause)
             said = f"{failure} Migrations that were done stay."
-            raise CommandError(said) from _as_unavailable(said, cause)
+            # connect(migrate=True) raises an AgentDbError as it is; refused rows do not mean that the database is
+            # unavailable.
+            if isinstance(cause, IntegrityError):
+                raise CommandError(said) from cause
+            raise DatabaseUnavailableError(said) from cause
 
     def _has_work(
         self, connection: BaseDatabaseWrapper, options: dict[str, Any]
@@ -195,13 +199,3 @@ def _needs_an_operator(error: BaseException) -> bool:
     if isinstance(error, (OperationalError, IntegrityError)):
         return True
     return classify(error) is Fault.FORBIDDEN
-
-
-def _as_unavailable(said: str, error: BaseException) -> BaseException:
-    """Return the error for connect(migrate=True); refused rows do not mean that the database is unavailable."""
-    if isinstance(error, IntegrityError):
-        return error
-    unavailable = DatabaseUnavailableError(said)
-    # Not by ``raise from``: the caller raises its own error from this one.
-    unavailable.__cause__ = error
-    return unavailable
