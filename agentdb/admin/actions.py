@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, NamedTuple
@@ -198,7 +197,8 @@ class Asked(NamedTuple):
             reached=reached.replace("\x00", ""),
             done=_number(post, "done"),
             skipped=_number(post, "skipped"),
-            before=_before(post.get("lines", "")),
+            # Nothing if it was edited by hand, or was too long for the form.
+            before=_read_line(post.get("lines", ""))[1],
         )
 
 
@@ -209,13 +209,6 @@ def _number(post: QueryDict, field: str) -> int:
     if text.isdecimal() and len(text) < 12:
         return int(text)
     return 0
-
-
-def _before(line: str) -> Mapping[str, Any]:
-    """Return what the line says of the rows; nothing if it was edited by hand, or was too long for the form."""
-    with suppress(ValueError):
-        return _read_line(line)[1]
-    return {}
 
 
 @dataclass
@@ -465,7 +458,7 @@ def _endangered(sandboxes: QuerySet[Any]) -> QuerySet[Any]:
 def _read_line(line: str) -> tuple[str, Mapping[str, Any]]:
     """Return the action and the earlier rows by id; text before the JSON, as in a terminal, is ignored.
 
-    The action is '' if it was refused or rolled back. Raises ``ValueError`` for anything but a line of the audit log.
+    The action is '' if it was refused or rolled back, or if the text is not a line of the audit log.
     """
     try:
         begin = line.index("{")
@@ -475,9 +468,8 @@ def _read_line(line: str) -> tuple[str, Mapping[str, Any]]:
         action = str(found["action"]) if is_done else ""
         # Unlike dict(), this refuses a list of pairs.
         before = {**found["before"]}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        text = gettext("This is not a line of the audit log: %s")
-        raise ValueError(text % line[:80]) from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "", {}
     return action, before
 
 

@@ -1409,10 +1409,16 @@ def test_what_was_paused_is_resumed_as_it_was_from_the_audit_line(
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
-        ("nonsense", "This is not a line of the audit log: nonsense"),
-        ("x" * 81, f"This is not a line of the audit log: {'x' * 80} "),
-        ('{"action": 1}', 'This is not a line of the audit log: {"action": 1}'),
-        ('{"a":' * 9_000, 'This is not a line of the audit log: {"a":{"a":'),
+        ("nonsense", "This line does not say that sessions were paused: nonsense"),
+        ("x" * 81, f"This line does not say that sessions were paused: {'x' * 80} "),
+        (
+            '{"action": 1}',
+            'This line does not say that sessions were paused: {"action": 1}',
+        ),
+        (
+            '{"a":' * 9_000,
+            'This line does not say that sessions were paused: {"a":{"a":',
+        ),
         (
             '{"action": "delete", "before": {"s1": "cold"}}',
             "This line does not say that sessions were paused: ",
