@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from django.db import ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations import operations
-from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations import CreateModel
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
@@ -25,9 +21,10 @@ from agentdb.adoption.conforming import (
 )
 from agentdb.adoption.obstacles import first_line
 from agentdb.adoption.timestamps import server_text
-from agentdb.adoption.values import TableContent, read_usable_values, timestamp_sources
+from agentdb.adoption.values import read_usable_values, timestamp_sources
 from agentdb.errors import SchemaMismatchError
 from agentdb.schema import expected_tables
+from agentdb.schema.expected import state_apps
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
 from agentdb.schema.migration_record import recorded_migrations
 
@@ -40,21 +37,8 @@ __all__ = [
 ]
 
 
-# Django calls an operation with nothing but the schema editor, so what the command wants to hear travels beside it.
-_say: ContextVar[Callable[[str], None] | None] = ContextVar("_say", default=None)
 # The text of a timestamp, as the old server wrote it.
 _TO_TEXT = """to_char("{}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
-_LONG = 100_000  # rows whose conversion takes a while
-
-
-@contextmanager
-def saying(say: Callable[[str], None]) -> Iterator[None]:
-    """Report the progress of the migrations in the block to this function."""
-    token = _say.set(say)
-    try:
-        yield
-    finally:
-        _say.reset(token)
 
 
 class LegacyNow(models.Func):
@@ -144,7 +128,6 @@ class NativeTimestamps(Operation):
             content = contents.get(model._meta.db_table)
             sources = {}
             if content is not None:
-                _say_if_long(content, model)
                 sources = timestamp_sources(connection, content)
             conform_table(schema_editor, model, sources)
 
@@ -198,8 +181,7 @@ def make_old_tables(connection: BaseDatabaseWrapper) -> None:
     # After the command, not in 0001: only then is it known that 0002 does not follow.
     if recorded_migrations(connection) != {"0001_initial"}:
         return
-    old = MigrationLoader(connection).project_state(("agentdb", "0001_initial")).apps
-    for table in expected_tables(connection, old).values():
+    for table in expected_tables(connection, state_apps("0001_initial")).values():
         conform_online(connection, table)
 
 
@@ -257,9 +239,3 @@ def _lock(
             raise SchemaMismatchError(
                 f"The tables cannot be converted; nothing was changed. {first_line(error)} Run 'agentdb baselinedb'."
             ) from error
-
-
-def _say_if_long(content: TableContent, model: type[models.Model]) -> None:
-    """Announce a conversion that takes a while."""
-    if (say := _say.get()) and content.rows >= _LONG:
-        say(f"Converting {content.rows:,} {model._meta.verbose_name_plural}.")

@@ -23,11 +23,11 @@ from agentdb.adoption.plan import (
     makes_ids,
 )
 from agentdb.adoption.progress import Progress
-from agentdb.adoption.shapes import APP, RECORD
+from agentdb.adoption.shapes import RECORD
 from agentdb.adoption.sqlite_rebuild import rename
 from agentdb.adoption.values import checksum, timestamp_sources
 from agentdb.models import new_id
-from agentdb.schema import Table, drift, read_tables
+from agentdb.schema import APP_LABEL, Table, drift, read_tables
 from agentdb.schema.migration_lock import event_triggers
 from agentdb.schema.migration_record import migration_names
 from agentdb.schema.queries import quote_name, rows, run
@@ -91,7 +91,7 @@ class Change:
         self.progress.say("Bringing the tables to their new shape.")
         models = {
             model._meta.db_table: model
-            for model in apps.get_app_config(APP).get_models()
+            for model in apps.get_app_config(APP_LABEL).get_models()
         }
         is_online = self.findings.is_online
         with self.connection.schema_editor(atomic=not is_online) as editor:
@@ -121,7 +121,7 @@ class Change:
         recorder = MigrationRecorder(self.connection)
         for name in migration_names():
             if name not in self.findings.shape.recorded:
-                recorder.record_applied(APP, name)
+                recorder.record_applied(APP_LABEL, name)
         self._hand_over()
         # Last, because event triggers have changed by now whatever they change, the new django_migrations included.
         self._verify_schema()

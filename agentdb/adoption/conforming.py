@@ -19,7 +19,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 from agentdb.adoption.dependents import without_dependents
 from agentdb.adoption.obstacles import refusing
-from agentdb.adoption.shapes import APP, FRESH, STALE
+from agentdb.adoption.shapes import FRESH, STALE
 from agentdb.adoption.sqlite_rebuild import rebuild
 from agentdb.adoption.steps import (
     ASPECTS,
@@ -32,7 +32,7 @@ from agentdb.adoption.steps import (
 )
 from agentdb.errors import SchemaMismatchError
 from agentdb.faults import exists_already
-from agentdb.schema import Column, Table, expected_table, read_tables
+from agentdb.schema import APP_LABEL, Column, Table, expected_table, read_tables
 from agentdb.schema.queries import quote_name, rows, run
 
 Say = Callable[[str], None]  # each statement, before it is run
@@ -183,7 +183,7 @@ def _conform_model_online(
 ) -> None:
     """Bring the model's table to its shape, or create it."""
     table = expected_table(connection, model)
-    latest = expected_table(connection, apps.get_model(APP, model.__name__))
+    latest = expected_table(connection, apps.get_model(APP_LABEL, model.__name__))
     new = _with_indexes_of(latest, table)
     conform_online(connection, table, sources, progress, new=new)
 

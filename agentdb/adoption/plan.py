@@ -18,6 +18,7 @@ from agentdb.adoption.shapes import (
     Shape,
     key_of,
     recognise,
+    unique_keys,
 )
 from agentdb.adoption.steps import is_obsolete_key
 from agentdb.adoption.values import (
@@ -28,24 +29,13 @@ from agentdb.adoption.values import (
 )
 from agentdb.conf import server_name
 from agentdb.schema import Table, expected_tables
-from agentdb.schema.comparison import left_null, reads_ours
+from agentdb.schema.comparison import never_collides, reads_ours
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
 from agentdb.schema.queries import rows
 from agentdb.schema.rows import Misspelt, misspelt_timestamps, readable_rows
 from agentdb.schema.tables import Key
 from agentdb.wording import counted
-
-# What must be unique in an adopted database.
-_KEYS = (
-    ("agents", ("id",)),
-    ("sessions", ("id",)),
-    ("sandboxes", ("id",)),
-    ("api_keys", ("id",)),
-    ("agents", ("tenant_id", "name")),
-    ("api_keys", ("key_hash",)),
-)
-_KEY_COLUMNS = {(table, frozenset(columns)) for table, columns in _KEYS}
 
 
 class Findings(NamedTuple):
@@ -110,7 +100,7 @@ def read(connection: BaseDatabaseWrapper, progress: Progress = SILENT) -> Findin
         other_rows={
             name: _count_or_zero(connection, shape.live[name]) for name in shape.others
         },
-        duplicates=() if is_done else tuple(_duplicates(connection, readable)),
+        duplicates=() if is_done else tuple(_duplicates(connection, readable, wanted)),
         obstacles=()
         if is_done or not shape.tables
         else tuple(_obstacles(connection, shape, wanted)),
@@ -140,16 +130,18 @@ def comparable_columns(name: str, table: Table) -> tuple[str, ...]:
 
 
 def _duplicates(
-    connection: BaseDatabaseWrapper, tables: Mapping[str, Table]
+    connection: BaseDatabaseWrapper,
+    tables: Mapping[str, Table],
+    wanted: Mapping[str, Table],
 ) -> Iterator[UnusableValues]:
-    for name, key in _KEYS:
-        table = tables.get(name)
-        # A missing tenant_id will be the same for all rows, so it does not matter.
-        if table is None or not any(table.column(column) for column in key):
-            continue
-        found = duplicates(connection, name, table, key)
-        if found.total:
-            yield found
+    for name, table in tables.items():
+        for key in unique_keys(wanted[name]):
+            columns = [each.name for each in wanted[name].columns if each.name in key]
+            # A missing tenant_id will be the same for all rows, so it does not matter.
+            if present := list(filter(table.column, columns)):
+                found = duplicates(connection, name, table, present)
+                if found.total:
+                    yield found
 
 
 def _count_or_zero(connection: BaseDatabaseWrapper, table: Table) -> int:
@@ -213,24 +205,15 @@ def _keys_to_names(shape: Shape) -> Iterator[str]:
 def _too_unique_keys(shape: Shape, wanted: Mapping[str, Table]) -> Iterator[str]:
     """Return other unique keys, which could refuse what agentdb writes."""
     for name, table in shape.tables.items():
+        ours = unique_keys(wanted[name])
         for key in table.keys:
-            if not key.is_unique:
-                continue
+            # A condition makes it another key than the columns alone.
+            is_ours = key.names in ours and not key.condition
             # A half-built index with the name of one of ours is dropped.
-            if not key.valid and wanted[name].index(key.name):
-                continue
-            if _could_refuse(name, table, key):
+            is_dropped = not key.valid and wanted[name].index(key.name)
+            is_harmless = never_collides(key, table, OLD_COLUMNS[name])
+            if not (is_ours or is_dropped or is_harmless):
                 yield _too_unique(name, key)
-
-
-def _could_refuse(name: str, table: Table, key: Key) -> bool:
-    """Return whether the key is not one of ours, and agentdb may write what it does not allow."""
-    # A condition makes it another key than the columns alone.
-    is_ours = (name, key.names) in _KEY_COLUMNS and not key.condition
-    # A row with NULL in one of the columns is equal to no other.
-    is_distinct = "nulls not distinct" not in key.options
-    is_left_null = is_distinct and left_null(table, OLD_COLUMNS[name], key.names)
-    return not (is_ours or is_left_null)
 
 
 def _too_unique(table: str, key: Key) -> str:

@@ -9,30 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from enum import StrEnum
-from functools import cache
 from typing import NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations.loader import MigrationLoader
-from django.db.migrations.state import StateApps
 
 from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.adoption.steps import is_obsolete_key
-from agentdb.schema import (
-    Column,
-    Table,
-    drift,
-    expected_tables,
-    read_tables,
-)
+from agentdb.schema import Column, Table, read_tables
 from agentdb.schema.migration_record import (
     migration_names,
     recorded_migrations,
     tables_elsewhere,
 )
+from agentdb.schema.verification import level as level_of
 from agentdb.wording import counted
 
-APP = "agentdb"
 INITIAL = "0001_initial"
 NATIVE = "0002_native_timestamps"
 RECORD = "django_migrations"
@@ -126,7 +117,7 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
     is_settled = stored == set(tables)
     level = None
     if tables and is_settled and live == found and not problems:
-        level = _level(connection, live)
+        level = level_of(connection, live)
     if tables:
         kind, description = _kind(connection.vendor, tables, others, level, recorded)
     else:
@@ -261,21 +252,6 @@ def _record_problems(
             f"Migration {recorded[-1]!r} is recorded, but none of the four tables is there. Restore a backup, or run "
             "'agentdb migrate --fake agentdb zero' and 'agentdb migrate' to begin with empty tables."
         )
-
-
-@cache
-def state_apps(name: str) -> StateApps:
-    """Return the models as the named migration leaves them."""
-    return MigrationLoader(None).project_state((APP, name)).apps
-
-
-def _level(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> str | None:
-    """Return the last migration that leaves the tables as they are."""
-    for name in reversed(migration_names()):
-        expected = expected_tables(connection, state_apps(name))
-        if not drift(expected, live, names=name != INITIAL):
-            return name
-    return None
 
 
 def _kind_without_tables(others: tuple[str, ...], is_django: bool) -> tuple[Kind, str]:

@@ -410,15 +410,14 @@ class _Checksum:
 
 
 def duplicates(
-    connection: BaseDatabaseWrapper, name: str, table: Table, key: tuple[str, ...]
+    connection: BaseDatabaseWrapper, name: str, table: Table, key: list[str]
 ) -> UnusableValues:
     """Return the rows that share the values of ``key``, which must be unique, with another row."""
     if any(unique.issubset(key) for unique in unique_keys(table)):
         return UnusableValues()
-    keys = [column for column in key if table.column(column)]
-    columns, source = columns_sql(keys)[1:-1], quote_name(table.name)
+    columns, source = columns_sql(key)[1:-1], quote_name(table.name)
     # Rows with the same id are told apart by their names, if they have one.
-    labels = ("name", "id") if keys == ["id"] else ("id", "name", *keys)
+    labels = ("name", "id") if key == ["id"] else ("id", "name", *key)
     label = next(name for name in labels if table.column(name))
     shared = f"SELECT {columns} FROM {source} GROUP BY {columns} HAVING count(*) > 1"
     found = f"FROM {source} WHERE ({columns}) IN ({shared})"
@@ -431,7 +430,7 @@ def duplicates(
         UnusableValue(
             name,
             f"{label} {shown(row[0])}",
-            ", ".join(keys),
+            ", ".join(key),
             ", ".join(map(shown, row[1:])),
             "is there more than once",
         )

@@ -28,7 +28,6 @@ from agentdb.errors import (
     AgentDbError,
     InvalidInputError,
     SchemaMismatchError,
-    SchemaOutOfDateError,
 )
 from agentdb.moving.copy_text import (
     Chunk,
@@ -437,12 +436,8 @@ def _check_schema(connection: BaseDatabaseWrapper) -> None:
 
 
 def _check_migrations(connection: BaseDatabaseWrapper) -> None:
-    if pending := migration_record.pending_migrations(connection):
-        raise SchemaOutOfDateError(
-            f"{_place(connection)} lacks the migrations {', '.join(pending)}. Run 'agentdb baselinedb' on a database "
-            "of the old server, 'agentdb migrate' on any other.",
-            pending=tuple(pending),
-        )
+    if problem := migration_record.schema_problem(connection, _place(connection)):
+        raise problem
 
 
 def _place(connection: BaseDatabaseWrapper) -> str:

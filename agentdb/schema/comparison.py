@@ -315,10 +315,7 @@ class _TableDiff:
             )
 
     def _extra_key(self, key: Key) -> Difference:
-        # An index that is not unique only costs time. A unique one refuses rows, unless each of ours has NULL in it.
-        harmless = not key.is_unique
-        if "nulls not distinct" not in key.options:
-            harmless = harmless or left_null(self.live, self.ours, key.names)
+        harmless = never_collides(key, self.live, self.ours)
         title = f"{_title(key)} on {self.table} {_on(key)}"
         return self._extra(
             _NOUNS[key.kind], key.name, _text(key), title, harmless=harmless
@@ -359,6 +356,13 @@ class _TableDiff:
         for rule in self.live.rules:
             message = f"Rule {rule} on {self.table} is not in the models and can swallow or change what agentdb writes."
             yield self._difference("rule.extra", rule, None, "rule", message)
+
+
+def never_collides(key: Key, live: Table, ours: Collection[str]) -> bool:
+    """Return whether no row that agentdb writes can be refused by the key."""
+    # An index that is not unique only costs time. A row with NULL in one of the columns is usually equal to no other.
+    is_distinct = "nulls not distinct" not in key.options
+    return not key.is_unique or (is_distinct and left_null(live, ours, key.names))
 
 
 def left_null(live: Table, ours: Collection[str], columns: Iterable[str]) -> bool:

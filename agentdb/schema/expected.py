@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from django.apps.registry import Apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import StateApps
 from django.db.models import Field, Model
 
@@ -21,6 +23,12 @@ from agentdb.schema.sqltext import (
 from agentdb.schema.tables import Column, Key, Table
 
 APP_LABEL = "agentdb"
+
+
+@cache
+def state_apps(name: str) -> StateApps:
+    """Return the models as the named migration leaves them."""
+    return MigrationLoader(None).project_state((APP_LABEL, name)).apps
 
 
 def expected_tables(

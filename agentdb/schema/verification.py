@@ -11,17 +11,17 @@ from typing import Any
 from django.apps import apps
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations.loader import MigrationLoader
 
 from agentdb.conf import server_name
 from agentdb.schema import (
-    APP_LABEL,
     Difference,
     Table,
     compare,
+    drift,
     expected_tables,
     read_tables,
 )
+from agentdb.schema.expected import state_apps
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import (
     migration_names,
@@ -55,8 +55,6 @@ class Verification:
     record_is_true: bool | None  # None: unknown migrations were applied
     differences: tuple[Difference, ...]  # drift
     notes: tuple[Difference, ...]
-    # Tables of another program that have the name of one of the models'.
-    strangers: tuple[str, ...]
 
     @property
     def matches(self) -> bool:
@@ -75,7 +73,7 @@ class Verification:
         if self.differences and self.differences[0].code == "table.elsewhere":
             return "The search_path leads to more than one schema. Name one, and run the command again."
         if not self.recorded:
-            return self._verdict_without_record()
+            return "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
         if not self.record_is_true:
             done = f"Recorded {_is(self.recorded)} {listed(self.recorded)}, but the tables are not as "
             return f"{done}{self.recorded[-1]} leaves them. Run 'agentdb baselinedb --check' to see what can be done."
@@ -90,15 +88,6 @@ class Verification:
         if self.differences and self.differences[0].code == "table.elsewhere":
             return "No agentdb tables in the current schema (see search_path)."
         return "There are no agentdb tables. Run 'agentdb migrate'."
-
-    def _verdict_without_record(self) -> str:
-        if self.tables != len(self.strangers):
-            return "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
-        tables = "table is" if self.tables == 1 else "tables are"
-        return (
-            f"There are no agentdb tables. The {tables} another program's: {', '.join(self.strangers)}. "
-            "Use a database or a schema of its own for agentdb."
-        )
 
     def _verdict_of_differences(self) -> str:
         if not self.differences:
@@ -129,15 +118,6 @@ class Verification:
         }
 
 
-def _is_strange(live: Table, expected: Table) -> bool:
-    """Return whether no release of the old server or agentdb made the table: most of its columns are missing.
-
-    The oldest release lacked a single column of most tables, and two of another.
-    """
-    there = [column for column in expected.columns if live.column(column.name)]
-    return 2 * len(there) < len(expected.columns)
-
-
 def verify(connection: BaseDatabaseWrapper) -> Verification:
     """Compare the connection's database with the models and with its recorded migrations."""
     live = read_tables(connection)
@@ -156,9 +136,6 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
         pending=tuple(name for name in migration_names() if name not in record),
         unknown=unknown,
         record_is_true=None if unknown else _is_true(connection, recorded, live),
-        strangers=tuple(
-            name for name, table in ours.items() if _is_strange(table, expected[name])
-        ),
         differences=tuple(each for each in found if each.severity == "drift"),
         notes=tuple(each for each in found if each.severity == "note"),
     )
@@ -232,22 +209,18 @@ def _is_true(
         return False
     if not recorded:
         return not set(expected_tables(connection, apps)) & set(live)
-    # Django can say what the models were after any migration, without a database.
-    state = MigrationLoader(None).project_state((APP_LABEL, recorded[-1]))
-    # 0001 is recorded over the old server's databases as they are, whose constraint names differ.
-    names = recorded[-1] != migration_names()[0]
-    differences = compare(expected_tables(connection, state.apps), live, names=names)
-    # An additional index is only a note, but one of a later migration proves that more was done than is recorded.
-    later = {
-        index.name
-        for table in expected_tables(connection, apps).values()
-        for index in table.indexes
-    }
-    return not any(
-        difference.severity == "drift"
-        or (difference.code == "index.extra" and difference.object in later)
-        for difference in differences
-    )
+    return level(connection, live) == recorded[-1]
+
+
+def level(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> str | None:
+    """Return the last migration that leaves the tables as they are."""
+    initial, *_ = migration_names()
+    for name in reversed(migration_names()):
+        expected = expected_tables(connection, state_apps(name))
+        # The names of constraints differ among the old server's databases, over which the first one is recorded.
+        if not drift(expected, live, names=name != initial):
+            return name
+    return None
 
 
 def _is(names: tuple[str, ...]) -> str:

@@ -166,8 +166,9 @@ def test_copydb_refuses_a_source_that_is_not_adopted(
     shutil.copyfile(FOLDER / "sqlite" / "era-a.db", old)
 
     assert refusal(f"sqlite:///{old}", make_url("sqlite")) == (
-        f"SQLite database '{old}' lacks the migrations 0001_initial, 0002_native_timestamps, 0003_query_indexes, "
-        "0004_fleet_indexes. Run 'agentdb baselinedb' on a database of the old server, 'agentdb migrate' on any other."
+        f"SQLite database '{old}' was made by the old server and is not adopted yet (pending: 0001_initial, "
+        "0002_native_timestamps, 0003_query_indexes, 0004_fleet_indexes). Run 'agentdb baselinedb --check' to see what "
+        "adopting it does, then 'agentdb baselinedb'."
     )
 
 

@@ -756,24 +756,3 @@ def test_migrate_zero_asks_a_person_at_a_terminal_and_nobody_else(
         assert ("agents" in connection.introspection.table_names()) is not is_dropped
     question = "the tables with their rows: agents (1), sessions (1). Type 'yes' to drop them: "
     assert (question in said.getvalue()) is is_asked
-
-
-@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
-def test_migrate_says_which_long_table_it_converts(
-    url: str, engine: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(operations, "_LONG", 1)
-    out = io.StringIO()
-    with opened(url) as connection:
-        call_command(
-            "migrate", "agentdb", "0001", database=connection.alias, verbosity=0
-        )
-        insert_raw(connection, "x")
-        call_command("migrate", database=connection.alias, stdout=out, no_color=True)
-
-    assert (
-        "Applying agentdb.0002_native_timestamps...\n    Converting 1 "
-        in out.getvalue()
-    )
-    for name in ("agents", "sessions", "sandboxes", "API keys"):
-        assert f"\n    Converting 1 {name}." in out.getvalue()

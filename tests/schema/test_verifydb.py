@@ -563,29 +563,20 @@ def test_a_text_in_a_timestamp_column_that_is_none_is_named_by_its_row(
     ]
 
 
-@pytest.mark.parametrize(
-    ("columns", "verdict"),
-    [
-        (
-            "id text PRIMARY KEY, sess text NOT NULL",
-            "There are no agentdb tables. The table is another program's: sessions. Use a database or a schema of its "
-            "own for agentdb.",
-        ),
-        (
-            "id text PRIMARY KEY, agent_name text, sandbox_id text, status text",
-            "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'.",
-        ),
-    ],
-)
-def test_tables_with_fewer_than_half_of_the_columns_are_another_programs(
-    empty_url, columns, verdict
-):
-    change(empty_url, f"CREATE TABLE sessions ({columns})")
+def test_without_a_record_tables_are_for_baselinedb_which_knows_those_of_other_programs(
+    empty_url: str,
+) -> None:
+    change(empty_url, "CREATE TABLE sessions (id text PRIMARY KEY, sess text NOT NULL)")
 
     result = verifydb(empty_url)
 
     assert result.code == 1
-    assert result.lines[-1] == verdict
+    assert result.lines[-1] == (
+        "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
+    )
+    refused = baselinedb(empty_url, "--check")
+    assert refused.code == 2
+    assert "Table 'sessions' was not made by the server" in refused.err
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])

@@ -25,7 +25,7 @@ from agentdb.checks import adoption_left_to_command
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.faults import Fault, classify, describe_failure
 from agentdb.management.database_command import AgentDbCommand
-from agentdb.operations import make_old_tables, saying
+from agentdb.operations import make_old_tables
 from agentdb.schema.inspection import check_sqlite_file, sqlite_path, translated_errors
 from agentdb.schema.migration_lock import migration_lock
 from agentdb.schema.migration_record import pending_migrations
@@ -122,8 +122,7 @@ class Command(AgentDbCommand, migrate.Command):
                 self._refuse_loss(connection, options)
             if goes_back and not options["no_backup"]:
                 back_up(connection, self.progress)
-            with saying(lambda text: self._say_step(text, options["verbosity"])):
-                super().handle(*args, **options)
+            super().handle(*args, **options)
             if not options["fake"]:
                 make_old_tables(connection)
 
@@ -171,12 +170,6 @@ class Command(AgentDbCommand, migrate.Command):
             f"{loss} Nothing was changed. To go back to the old server and lose nothing, run 'agentdb migrate agentdb "
             "0001'. To drop them, run 'agentdb backup FILE', delete the rows, and run the command again."
         )
-
-    def _say_step(self, text: str, verbosity: int) -> None:
-        if verbosity:
-            # Django has begun a line that ends with OK.
-            self.stdout.write(f"\n    {text}", ending="")
-            self.stdout.flush()
 
 
 def _cause(error: DatabaseError) -> BaseException:
