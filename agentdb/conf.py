@@ -143,7 +143,7 @@ _MEANT = (
     (r"sqlite:(.*)", r"sqlite:///\1"),
     (rf"({'|'.join(_SCHEMES)}):/*(.*)", r"\1://\2"),
     (r".*\b(dbname|host) *=.*", "postgresql://HOST/DATABASE"),
-    (r"[/.~].*|.*\.(db|sqlite|sqlite3)", r"sqlite:///\g<0>"),
+    (r"[/.].*|.*\.(db|sqlite|sqlite3)", r"sqlite:///\g<0>"),
     (r"[\w.-]+:\d+", r"postgresql://\g<0>/DATABASE"),
     (r"[\w.-]+(:\d+)?/[\w-]+", r"postgresql://\g<0>"),
 )
@@ -271,11 +271,6 @@ def _sqlite(
 ) -> dict[str, Any]:
     _check_file_name(url, config)
     own = _taken(options, _OF_EVERY_ENGINE)
-    for option, remark in _OF_POSTGRESQL.items():
-        if option in options:
-            raise InvalidInputError(
-                f"The URL option {option} is for PostgreSQL. {remark}"
-            )
     asked = _taken(options, _OF_SQLITE)
     # An option that is not known is refused, and not passed on: "tiemout=60" would be ignored in silence.
     if options:
@@ -314,12 +309,6 @@ def _sqlite(
 
 def _check_file_name(url: str, config: dict[str, Any]) -> None:
     shown = display_url(url)
-    expanded = os.path.expanduser(config["NAME"])
-    if expanded != config["NAME"]:
-        raise InvalidInputError(
-            f"{shown!r} has a '~', which means the home folder only in a shell. Write the path in full: "
-            f"sqlite:///{expanded}."
-        )
     if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", config["NAME"]):
         raise InvalidInputError(
             f"{shown!r} names a file as Windows does, and this is not Windows."
@@ -499,10 +488,6 @@ _OF_SQLITE: dict[str, Reader] = {
     "synchronous": _one_of("NORMAL", "FULL", "EXTRA"),
     "journal": _one_of("WAL", "DELETE"),
     "timeout": _seconds_or_zero,  # 0: fail at once
-}
-_OF_POSTGRESQL = {  # what to say of them on SQLite
-    "isolation": "SQLite is serializable in any case.",
-    "touch_durability": "On SQLite synchronous=NORMAL relaxes all writes.",
 }
 _OF_SERVERS: dict[str, Reader] = {
     "call_timeout": _seconds,

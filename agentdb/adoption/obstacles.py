@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -85,13 +85,6 @@ class UnusableValues:
 
     total: int = 0
     first: list[UnusableValue] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, found: Iterable[UnusableValue]) -> UnusableValues:
-        values = cls()
-        for value in found:
-            values.add(value)
-        return values
 
     def add(self, value: UnusableValue) -> None:
         self.total += 1

@@ -24,7 +24,7 @@ from agentdb.adoption.steps import is_obsolete_key
 from agentdb.adoption.values import (
     TableContent,
     duplicates,
-    read_content,
+    read_contents,
     unusable_values,
 )
 from agentdb.conf import server_name
@@ -93,10 +93,7 @@ def read(connection: BaseDatabaseWrapper, progress: Progress = SILENT) -> Findin
         version=server_version(connection),
         shape=shape,
         wanted=wanted,
-        contents={
-            name: read_content(connection, name, table, progress)
-            for name, table in readable.items()
-        },
+        contents=read_contents(connection, readable, progress),
         other_rows={
             name: _count_or_zero(connection, shape.live[name]) for name in shape.others
         },

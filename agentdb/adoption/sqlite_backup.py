@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,14 +12,12 @@ from urllib.parse import quote
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.progress import Progress
+from agentdb.adoption.progress import SILENT, Progress
 from agentdb.errors import DatabaseUnavailableError, InvalidInputError
 from agentdb.faults import Fault, classify, describe_file, describe_sqlite_failure
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.queries import quote_name
 from agentdb.wording import uncapitalized
-
-Pages = Callable[[int, int], None]  # done, total
 
 _PAGES_PER_STEP = 4096
 _TIMEOUT_SECONDS = 30.0  # of a writer that has the file locked
@@ -32,7 +30,7 @@ _LEFTOVERS = tuple(f".partial{end}" for end in ("", *_COMPANIONS))
 
 def back_up(
     source: Path,
-    progress: Pages = lambda done, total: None,
+    progress: Progress = SILENT,
     *,
     target: Path | None = None,
 ) -> Path:
@@ -76,7 +74,7 @@ def back_up_first(connection: BaseDatabaseWrapper, progress: Progress) -> Path |
     if (path := sqlite_path(connection)) is None:
         return None
     progress.say("Backing up.")
-    return back_up(path, lambda done, total: progress("backup", done, total))
+    return back_up(path, progress)
 
 
 @contextmanager
@@ -126,7 +124,7 @@ def _is_there(path: Path) -> InvalidInputError:
     )
 
 
-def _copy(source: Path, partial: Path, progress: Pages) -> None:
+def _copy(source: Path, partial: Path, progress: Progress) -> None:
     with (
         closing(_open(source, "rw")) as reading,
         closing(_open(partial, "rw")) as writing,
@@ -137,7 +135,7 @@ def _copy(source: Path, partial: Path, progress: Pages) -> None:
         reading.backup(
             writing,
             pages=_PAGES_PER_STEP,
-            progress=lambda _, left, total: progress(total - left, total),
+            progress=lambda _, left, total: progress("backup", total - left, total),
         )
         # The journal mode is copied too; a backup in WAL mode could not be opened on a read-only medium.
         writing.execute("PRAGMA journal_mode=DELETE").fetchone()

@@ -6,8 +6,9 @@ SQL finds the unusual rows, and Python reads only those.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -41,6 +42,9 @@ from agentdb.schema.rows import (
     shown,
 )
 
+# Why a column's value cannot be converted or copied, or None.
+Reason = Callable[[StoredColumn, Any], str | None]
+
 
 @dataclass
 class TableContent:
@@ -61,9 +65,10 @@ def read_content(
     connection: BaseDatabaseWrapper,
     name: str,
     table: Table,
-    progress: Progress = SILENT,
+    progress: Progress,
+    reason: Reason,
 ) -> TableContent:
-    """Read every row of a table, in constant memory."""
+    """Read every row of a table, in constant memory; ``reason`` judges the values that are not usual."""
     columns = [column for column in _columns(connection, name, table) if column.kind]
     texts = [column for column in columns if column.is_to_convert]
     usual = _usual(connection, columns)
@@ -87,7 +92,7 @@ def read_content(
         [(_, *found)] = _query(
             connection, f"SELECT {counts} FROM {quote_name(table.name)} WHERE {usual}"
         )
-        _read_odd_rows(connection, table, usual, content)
+        _read_odd_rows(connection, table, usual, content, reason)
     for (column_name, key, _), number in zip(formats, found, strict=True):
         if number:
             content.formats[column_name][key] += number
@@ -180,6 +185,7 @@ def _read_odd_rows(
     table: Table,
     usual: str,
     content: TableContent,
+    reason: Reason,
 ) -> None:
     columns = content.columns
     # Agents with the name as key get their id in the adoption.
@@ -196,7 +202,7 @@ def _read_odd_rows(
         if is_fillable and by_name.get("id", "") is None:
             content.null_ids += 1
             values = {each: values[each] for each in values if each.name != "id"}
-        _read_row(connection, values, title, content)
+        _read_row(values, title, content, reason)
 
 
 def _title(values: Mapping[str, Any], is_fillable: bool, rowid: tuple[int, ...]) -> str:
@@ -211,14 +217,12 @@ def _title(values: Mapping[str, Any], is_fillable: bool, rowid: tuple[int, ...])
 
 
 def _read_row(
-    connection: BaseDatabaseWrapper,
     values: Mapping[StoredColumn, Any],
     title: str,
     content: TableContent,
+    reason_of: Reason,
 ) -> None:
-    reasons = {
-        column: _reason(connection, column, value) for column, value in values.items()
-    }
+    reasons = {column: reason_of(column, value) for column, value in values.items()}
     if not any(reasons.values()):
         content.nul_rows += any(
             isinstance(value, str) and "\0" in value for value in values.values()
@@ -277,17 +281,28 @@ def _rows(connection: BaseDatabaseWrapper, sql: str) -> Iterator[tuple[Any, ...]
             )
 
 
+def read_contents(
+    connection: BaseDatabaseWrapper,
+    tables: Mapping[str, Table],
+    progress: Progress = SILENT,
+    reason: Reason | None = None,
+) -> dict[str, TableContent]:
+    """Return the contents of ours among the tables, by name."""
+    reason = reason or partial(_reason, connection)
+    return {
+        name: read_content(connection, name, tables[name], progress, reason)
+        for name in OLD_COLUMNS
+        if name in tables
+    }
+
+
 def read_usable_values(connection: BaseDatabaseWrapper) -> list[TableContent]:
     """Return the contents of the old tables, without changing anything.
 
     Raise ``AdoptionRefusedError`` if a value cannot be converted.
     """
     tables = read_tables(connection, OLD_COLUMNS)
-    contents = [
-        read_content(connection, name, tables[name])
-        for name in OLD_COLUMNS
-        if name in tables
-    ]
+    contents = list(read_contents(connection, tables).values())
     values = unusable_values(contents)
     if values.total:
         raise AdoptionRefusedError((Refusal.unconvertible(values),))

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from django.db import connections
 
+from agentdb.adoption.progress import Progress
 from agentdb.adoption.sqlite_backup import back_up, refuse_taken
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.moving import copydb
@@ -18,7 +19,7 @@ from agentdb.serving.opening import temporary_alias
 def back_up_database(
     alias: str,
     target: Path,
-    progress: copydb.Progress,
+    progress: Progress,
 ) -> None:
     """Write the database of ``alias`` to the new SQLite file ``target``, in one snapshot, while others write to it.
 
@@ -36,9 +37,7 @@ def back_up_database(
     source = sqlite_path(connections[alias])
     if source is not None:
         copydb.check_source(alias)
-        back_up(
-            source, lambda done, total: progress("pages", done, total), target=target
-        )
+        back_up(source, progress, target=target)
         return
     try:
         # On the same disk, so that a rename puts the finished file in place.

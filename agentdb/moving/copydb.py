@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import chain, islice
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from django.apps import apps
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import DateTimeField, IntegerField, Model
+from django.db.models import Model
 
 from agentdb.adoption.obstacles import (
     SHOWN_ROWS,
@@ -23,7 +24,9 @@ from agentdb.adoption.obstacles import (
     too_wide,
     unusable_reason,
 )
+from agentdb.adoption.progress import SILENT, Progress
 from agentdb.adoption.timestamps import native_text
+from agentdb.adoption.values import read_contents, unusable_values
 from agentdb.errors import (
     AgentDbError,
     InvalidInputError,
@@ -59,8 +62,6 @@ from agentdb.schema.other_tables import other_tables
 from agentdb.schema.queries import count_rows, lifted_limits, quote_name, rows, run
 from agentdb.schema.rows import (
     StoredColumn,
-    is_usual_on_sqlite,
-    read_sqlite,
     shown,
     unreadable_timestamps,
 )
@@ -71,8 +72,6 @@ from agentdb.wording import counted
 _CHUNKS_A_BLOCK = 10  # a block is committed at once
 # The progress of an unfinished copy, in the target, committed together with the rows it counts.
 CHECKPOINT = "agentdb_copy"
-
-Progress = Callable[[str, int, int], None]  # table, rows done, total rows
 
 
 @dataclass
@@ -104,15 +103,10 @@ Summary = dict[str, TableSummary]
 _Pair = tuple[Row | None, Row | None]  # of the source and the target
 
 
-def _quiet(table: str, done: int, total: int) -> None:
-    pass
-
-
 def copy(
     source: str,
     target: str,
-    progress: Progress = _quiet,
-    say: Callable[[str], None] = lambda text: None,
+    progress: Progress = SILENT,
 ) -> dict[str, int]:
     """Copy the tables of the alias ``source`` to the alias ``target``; return the number of rows of each.
 
@@ -132,7 +126,7 @@ def copy(
         if path is not None and os.path.exists(path):
             check_sqlite_file(path)
         refuse_uncopyable(reading, writing)
-        with translated_errors(writing), lifted_limits(writing, say):
+        with translated_errors(writing), lifted_limits(writing, progress.say):
             done = _begin(writing, _place(reading))
             copied = {}
             for model in _models():
@@ -144,7 +138,6 @@ def copy(
                     model,
                     checkpoint,
                     progress,
-                    say,
                 )
             # Built before the check, so that the check reads the finished database, the order of its index included.
             _build_indexes(writing, progress)
@@ -161,13 +154,9 @@ def _check_written(
     progress: Progress,
 ) -> None:
     """Read back what was written: a copy that differs is worse than none."""
-
-    def checking(table: str, done: int, total: int) -> None:
-        progress(f"checking {table}", done, total)
-
     for model in _models():
         table = _table(model)
-        if _summed(writing, model, checking) != copied[table]:
+        if _summed(writing, model, progress, "checking ") != copied[table]:
             raise AgentDbError(
                 f"The target does not hold what was written to {table!r}. Copy into a new database."
             )
@@ -358,7 +347,6 @@ def _copy_table(
     model: type[Model],
     checkpoint: TableSummary,
     progress: Progress,
-    say: Callable[[str], None],
 ) -> TableSummary:
     """Copy the rows of a table, or those after ``checkpoint``; return the summary of all."""
     table = _table(model)
@@ -369,13 +357,13 @@ def _copy_table(
     if checkpoint.rows:
         has_same_chunks = checkpoint.rows == total or fills_chunks(checkpoint.rows)
         if has_same_chunks and checkpoint == _summed(
-            reading, model, progress, checkpoint.rows
+            reading, model, progress, limit=checkpoint.rows
         ):
-            say(f"{table}: going on after {checkpoint.rows:,} rows.")
+            progress.say(f"{table}: going on after {checkpoint.rows:,} rows.")
             done = checkpoint
         else:
             # Somebody wrote to the source since. A copy is of one moment, so this table is copied again from its start.
-            say(f"{table}: the source has changed since; copying it again.")
+            progress.say(f"{table}: the source has changed since; copying it again.")
             with transaction.atomic(using=writing.alias):
                 run(writing, f"DELETE FROM {quote_name(table)}")
                 run(writing, f"DELETE FROM {CHECKPOINT} WHERE name = %s", [table])
@@ -395,6 +383,7 @@ def _summed(
     connection: BaseDatabaseWrapper,
     model: type[Model],
     progress: Progress,
+    doing: str = "",
     limit: int | None = None,
 ) -> TableSummary:
     """Read the first ``limit`` rows, or all, and return their summary."""
@@ -403,7 +392,7 @@ def _summed(
     done = TableSummary()
     stored = read_chunks(connection, model, limit=limit)
     for _ in done.counting(stored):
-        progress(table, done.rows, total)
+        progress(doing + table, done.rows, total)
     return done
 
 
@@ -499,10 +488,13 @@ def refuse_uncopyable(
 ) -> None:
     """Raise ``InvalidInputError`` with the first values that the target cannot store."""
     if reading.vendor == "sqlite":
-        found = _unusable_on_sqlite(reading, writing.vendor)
+        reason = partial(_reason, writing.vendor)
+        contents = read_contents(reading, read_tables(reading), reason=reason)
+        values = unusable_values(contents.values())
     else:
-        found = _unusable_on_a_server(reading)
-    values = UnusableValues.of(found)
+        values = UnusableValues()
+        for value in _unusable_on_a_server(reading):
+            values.add(value)
     if values.total:
         refusal = Refusal.about(
             values,
@@ -512,46 +504,13 @@ def refuse_uncopyable(
         raise InvalidInputError(str(refusal))
 
 
-def _unusable_on_sqlite(
-    connection: BaseDatabaseWrapper, target: str
-) -> Iterator[UnusableValue]:
-    """SQLite stores any type in any column, but nearly all rows are usual, which it can tell without Python."""
-    for model in _models():
-        table = _table(model)
-        columns = [
-            StoredColumn(str(field.column), _kind(field))
-            for field in model._meta.concrete_fields
-        ]
-        # The + takes the declared type away, by which a value would be converted on its way to here.
-        values = ", ".join(f"+{column.sql}" for column in columns)
-        usual = is_usual_on_sqlite(connection, columns)
-        sql = f"SELECT {values} FROM {quote_name(table)} WHERE ({usual}) IS NOT TRUE"
-        for row in read_sqlite(connection, sql):
-            place = f"id {shown(row[0])}"
-            for column, value in zip(columns, row, strict=True):
-                reason = _reason(column.kind, value, target)
-                if reason:
-                    text = shown(value)
-                    yield UnusableValue(table, place, column.name, text, reason)
-
-
-def _kind(field: Any) -> str:
-    if isinstance(field, DateTimeField):
-        return "timestamp"
-    if isinstance(field, IntegerField):
-        return "integer"
-    if field.null:
-        return "text or null"
-    return "text"
-
-
-def _reason(kind: str, value: Any, target: str) -> str | None:
+def _reason(target: str, column: StoredColumn, value: Any) -> str | None:
     """Return why the engine ``target`` cannot store the value, or a server's type has no room for it."""
-    if reason := unusable_reason(kind, value):
+    if reason := unusable_reason(column.kind, value):
         return reason
-    if kind == "integer":
+    if column.kind == "integer":
         return too_wide(value)
-    if kind == "timestamp" and native_text(value) != value:
+    if column.kind == "timestamp" and native_text(value) != value:
         return "is not in the spelling of a native timestamp; run 'agentdb baselinedb' on the source"
     if target != "sqlite" and "\0" in (value or ""):
         return "has a NUL character, which PostgreSQL cannot store"

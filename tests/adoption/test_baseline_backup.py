@@ -152,13 +152,14 @@ def test_a_copy_is_one_moment_of_a_database_that_another_process_writes_to(
     monkeypatch.setattr(sqlite_backup, "_PAGES_PER_STEP", 1)
     steps: list[tuple[int, int]] = []
 
-    def wait_for_the_writer(done: int, total: int) -> None:
-        if not steps:
-            assert writer.stdout is not None
-            writer.stdout.readline()  # it commits while the copy is half made
-        steps.append((done, total))
+    class Waiting(Told):
+        def __call__(self, table: str, done: int, total: int) -> None:
+            if not steps:
+                assert writer.stdout is not None
+                writer.stdout.readline()  # it commits while the copy is half made
+            steps.append((done, total))
 
-    copy = back_up(source, wait_for_the_writer)
+    copy = back_up(source, Waiting())
 
     assert len(steps) > 10
     assert steps[-1][0] == steps[-1][1]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from agentdb.adoption.obstacles import UnusableValue, too_wide
-from agentdb.adoption.values import checksum, read_content, timestamp_sources
+from agentdb.adoption.values import checksum, read_contents, timestamp_sources
 from agentdb.schema import read_tables
 from tests.helpers.legacy_databases import opened, rows
 
@@ -17,9 +17,7 @@ Load = Callable[[str], str]
 @pytest.mark.parametrize("stem", ["era-a", "era-b", "era-b-empty"])
 def test_what_the_server_wrote_is_usual(load_legacy: Load, engine: str, stem: str):
     with opened(load_legacy(stem)) as connection:
-        content = read_content(
-            connection, "sessions", read_tables(connection)["sessions"]
-        )
+        content = read_contents(connection, read_tables(connection))["sessions"]
         [(total,)] = rows(connection, "SELECT count(*) FROM sessions")
 
     assert (content.rows, content.odd_rows, content.bad.total) == (total, 0, 0)
@@ -54,9 +52,7 @@ def test_an_odd_value_is_looked_at(load_legacy: Load, engine: str, change: str):
             connection,
             f"UPDATE sessions SET {change} WHERE id = (SELECT min(id) FROM sessions)",
         )
-        content = read_content(
-            connection, "sessions", read_tables(connection)["sessions"]
-        )
+        content = read_contents(connection, read_tables(connection))["sessions"]
 
     assert content.odd_rows == 1
     unreadable = [bad for bad in content.bad.first if bad.column == "created_at"]
@@ -68,7 +64,7 @@ def test_a_checksum_tells_where_one_value_ends(load_legacy: Load, engine: str):
     with opened(load_legacy("era-b-empty")) as connection:
         table = read_tables(connection)["agents"]
         sources = timestamp_sources(
-            connection, read_content(connection, "agents", table)
+            connection, read_contents(connection, {"agents": table})["agents"]
         )
         columns = [column.name for column in table.columns]
         for name, path in (("ab", "c"), ("a", "bc"), ("ab", "c")):

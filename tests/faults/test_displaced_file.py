@@ -18,6 +18,7 @@ import pytest
 
 import agentdb
 from agentdb import DatabaseUnavailableError, DjangoDb
+from agentdb.adoption.progress import SILENT
 from agentdb.console.questions import Budget
 from agentdb.console.report import examine
 from agentdb.moving.backups import back_up_database
@@ -276,7 +277,7 @@ def _back_up(path: Path) -> None:
         back_up_database(
             connection.alias,
             path.with_name(f"backup-{time.monotonic()}.db"),
-            lambda table, done, total: None,
+            SILENT,
         )
 
 

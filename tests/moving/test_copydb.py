@@ -14,9 +14,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from django.apps import apps
 from django.core.management import CommandError, call_command
 
 import agentdb
+from agentdb.adoption.obstacles import OLD_COLUMNS
 from agentdb.serving.opening import temporary_alias
 from tests.helpers.factories import execute
 from tests.helpers.legacy_databases import FOLDER, sqlite_path
@@ -411,6 +413,12 @@ def test_copydb_names_every_kind_of_value_that_cannot_be_copied_before_it_writes
     assert execute(
         target, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
     ) == [(0,)]
+
+
+def test_a_copy_looks_at_each_column_of_the_models() -> None:
+    for model in apps.get_app_config("agentdb").get_models():
+        columns = {field.column for field in model._meta.concrete_fields}
+        assert columns == set(OLD_COLUMNS[model._meta.db_table])
 
 
 @pytest.mark.parametrize(

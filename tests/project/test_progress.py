@@ -140,7 +140,7 @@ def test_each_long_command_reports_every_step_of_each_table(
     backed_up = steps(old, "backup", f"{tmp_path}/b.db")
     if engine == "sqlite":
         [(what, pages, of_pages)] = backed_up
-        assert (what, pages) == ("pages", of_pages)
+        assert (what, pages) == ("backup", of_pages)
     else:
         assert backed_up == [*copied, *indexes, *checked]
     assert steps(empty_url, "restore", f"{tmp_path}/b.db") == [

@@ -69,7 +69,7 @@ class Command(AgentDbCommand):
                 return
             # With --verify a target that has rows is what is to be compared, not a mistake.
             if not (verify and copydb.has_rows(target)):
-                copied = copydb.copy(source, target, self.progress, self.progress.say)
+                copied = copydb.copy(source, target, self.progress)
                 self._say(copied, "copied", source)
             if verify:
                 self._verify(source, target)

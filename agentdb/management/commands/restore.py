@@ -34,7 +34,7 @@ class Command(DatabaseCommand):
         except MissingFileError:
             raise AgentDbError(f"The backup {file!r} does not exist.") from None
         with temporary_alias(f"sqlite:///{quote(str(path))}") as source:
-            restored = copydb.copy(source, database, self.progress, self.progress.say)
+            restored = copydb.copy(source, database, self.progress)
             left = copydb.left_behind(source)
         for table, rows in restored.items():
             self.stdout.write(f"{table}: {rows:,} rows restored.")
