@@ -82,7 +82,7 @@ def test_a_backup_of_missing_tables_is_refused(
     with opened(make_damage()) as connection, pytest.raises(CommandError) as refused:
         manage(connection, "backup", str(tmp_path / "backup.db"))
 
-    assert "Table sandboxes is missing." in str(refused.value)
+    assert "lacks the tables sandboxes, though" in str(refused.value)
     assert not (tmp_path / "backup.db").exists()
 
 
