@@ -68,13 +68,18 @@ class Forking:
         # Python forks even if this raises. So each slot is noted in _held; after_in_parent gives back what was taken.
         self.opening.acquire()
         self.under_way = True
-        # One time limit for all: a transaction may be waiting for the very thread that forks.
-        transactions_until = time.monotonic() + _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS
+        # One time limit for all: a transaction may be waiting for the very thread that forks. So may any writer, if
+        # that thread is in a transaction itself.
+        now = time.monotonic()
+        transactions_until = now + _LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS
+        statements_until = now + _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS
+        if any(map(_is_in_transaction, self._all)):
+            statements_until = transactions_until
         for threads in list(self._all):
             for slot in threads.slots():
                 if (
                     not slot.engine.has_server
-                    and self._hold(slot, transactions_until)
+                    and self._hold(slot, statements_until, transactions_until)
                     and threads.may_close(slot)
                 ):
                     slot.discard()
@@ -89,15 +94,17 @@ class Forking:
                 if raw is not None:
                     raw.close()
 
-    def _hold(self, slot: Slot, transactions_until: float) -> bool:
+    def _hold(
+        self, slot: Slot, statements_until: float, transactions_until: float
+    ) -> bool:
         """Take the slot's lock when its statement has ended; wait less for a transaction."""
-        end = time.monotonic() + _LONGEST_WAIT_FOR_A_STATEMENT_SECONDS
         # Noted before it is taken: an exception from a signal handler in between costs a release() that fails, not a
         # lock that nobody ever releases.
         self._held.append(slot)
         while not slot.lock.acquire(timeout=_PAUSE_SECONDS):
             now = time.monotonic()
-            if now > end or (now > transactions_until and slot.wrapper.in_atomic_block):
+            in_transaction = slot.wrapper.in_atomic_block
+            if now > (transactions_until if in_transaction else statements_until):
                 self._held.pop()
                 return False
         return True
@@ -132,6 +139,11 @@ class Forking:
             wrapper.settings_dict["NAME"] in self._files
             and sqlite_path(wrapper) is not None
         )
+
+
+def _is_in_transaction(threads: Threads) -> bool:
+    slot = threads.own_slot()
+    return slot is not None and slot.wrapper.in_atomic_block
 
 
 def _remember(connection: BaseDatabaseWrapper, **_: Any) -> None:

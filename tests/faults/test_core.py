@@ -446,9 +446,9 @@ def test_a_fork_beside_open_transactions_waits_once_for_all(
             entered.acquire()
         usual = forking._hold
 
-        def timed(slot: Any, until: float) -> bool:
+        def timed(slot: Any, statements_until: float, until: float) -> bool:
             waits.append(until)
-            return usual(slot, until)
+            return usual(slot, statements_until, until)
 
         monkeypatch.setattr(forking, "_hold", timed)
         if (child := os.fork()) == 0:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from django.db import connections, transaction
 
 import agentdb
 from agentdb import Db, DjangoDb
+from agentdb.serving.connections.base import Slot
 from agentdb.serving.forking import forking
 from agentdb.serving.opening import temporary_alias
 from tests.helpers.factories import make_session
@@ -473,6 +474,34 @@ def test_a_fork_waits_for_what_runs_and_leaves_alone_what_does_not_end(
             end.set()
             running.result(60)
     assert db.get_session("s1") is not None
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_fork_inside_a_transaction_does_not_wait_for_writers_that_wait_for_it(
+    db: DjangoDb, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "agentdb.serving.forking."
+    monkeypatch.setattr(f"{module}_LONGEST_WAIT_FOR_TRANSACTIONS_SECONDS", 0.05)
+    monkeypatch.setattr(f"{module}_LONGEST_WAIT_FOR_A_STATEMENT_SECONDS", 600)
+    make_session(db, "s1")
+
+    def is_busy(slot: Slot) -> bool:
+        if slot.lock.acquire(blocking=False):
+            slot.lock.release()
+            return False
+        return True
+
+    def fork(tx: Db) -> Future[bool]:
+        waiting = other.submit(db.touch_session, "s1")
+        while not any(map(is_busy, db._executor.threads.slots())):
+            assert not waiting.done()
+        with fork_under_way():
+            tx.insert_session("s2", "a", "sb")
+        return waiting
+
+    with ThreadPoolExecutor(1) as other:
+        assert db.run_transaction(fork).result(60)
+    assert db.get_session("s2") is not None
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
