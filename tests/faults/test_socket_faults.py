@@ -96,7 +96,8 @@ def test_callers_are_told_the_truth_while_answers_are_lost_again_and_again(
     assert min(told["stored"], told["read"], told["unknown"] + told["refused"]) > 0
 
 
-@pytest.mark.parametrize(("error", "every"), [("ECONNRESET", 47), ("EPIPE", 61)])
+# Three sessions send nine messages. Failures at such distances meet each of them.
+@pytest.mark.parametrize(("error", "every"), [("ECONNRESET", 31), ("EPIPE", 37)])
 def test_callers_are_told_the_truth_while_questions_are_lost(
     url: str, tmp_path: Path, error: str, every: int
 ) -> None:
