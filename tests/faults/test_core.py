@@ -92,20 +92,26 @@ def test_an_exception_between_two_steps_of_connecting_costs_no_acknowledged_writ
         assert stored(url) == {"s0", "s1", "s2", "s3"}
 
 
+def open_half_way(wrapper: Any, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open the connection for a query that is interrupted at the step of Django's ``connect()``."""
+
+    def interrupted(*args: Any) -> None:
+        raise Interrupt
+
+    wrapper.close()
+    monkeypatch.setattr(wrapper, step, interrupted)
+    with pytest.raises(Interrupt), wrapper.cursor():
+        pass
+    monkeypatch.undo()
+
+
 @pytest.mark.parametrize("step", ["set_autocommit", "init_connection_state"])
 def test_a_connection_that_own_models_opened_half_way_is_not_used(
     url: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*args: Any) -> None:
-        raise Interrupt
-
     with agentdb.connect(url) as db:
         wrapper: Any = connections[db.alias]
-        wrapper.close()
-        monkeypatch.setattr(wrapper, step, interrupted)
-        with pytest.raises(Interrupt), wrapper.cursor():
-            pass
-        monkeypatch.undo()
+        open_half_way(wrapper, step, monkeypatch)
         half = wrapper.connection
 
         session = db.insert_session("s1", "a", "sb")
@@ -117,17 +123,10 @@ def test_a_connection_that_own_models_opened_half_way_is_not_used(
 def test_a_hosts_connection_that_was_opened_half_way_costs_no_acknowledged_write(
     url: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*args: Any) -> None:
-        raise Interrupt
-
     with temporary_alias(url) as alias, agentdb.DjangoDb(alias) as db:
         wrapper: Any = connections[alias]
         wrapper.ensure_connection()
-        wrapper.close()
-        monkeypatch.setattr(wrapper, step, interrupted)
-        with pytest.raises(Interrupt), wrapper.cursor():
-            pass
-        monkeypatch.undo()
+        open_half_way(wrapper, step, monkeypatch)
 
         sessions = [db.insert_session(f"s{number}", "a", "sb") for number in range(2)]
         assert db.list_sessions() == sessions[::-1]
