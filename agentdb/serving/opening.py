@@ -197,9 +197,8 @@ def check_configured(names: Sequence[str]) -> None:
 def _add_database(url: str, names: Sequence[str] = ()) -> str:
     alias = f"agentdb_{next(_numbers)}"
     database = _database(url, names)
-    connections.configure_settings(
-        {DEFAULT_DB_ALIAS: database}
-    )  # adds Django's defaults
+    # Adds Django's defaults.
+    connections.configure_settings({DEFAULT_DB_ALIAS: database})
     connections.settings[alias] = database
     return alias
 
