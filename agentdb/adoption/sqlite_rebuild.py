@@ -159,7 +159,8 @@ def written_definitions(
     with its lower-case words."""
     parsed = parse_create_table(sql)
     columns = {
-        column.name.lower(): sql[column.start : column.end] for column in parsed.columns
+        name.lower(): sql[column.start : column.end]
+        for name, column in parsed.columns.items()
     }
     constraints = [sql[start:end] for start, end in parsed.spans]
     return columns, [(text, _words(text)) for text in constraints]

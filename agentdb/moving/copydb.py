@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from itertools import chain, islice
+from heapq import merge
+from itertools import chain, groupby, islice, repeat
 from typing import Any
 
 from django.apps import apps
@@ -32,16 +32,7 @@ from agentdb.errors import (
     InvalidInputError,
     SchemaMismatchError,
 )
-from agentdb.moving.copy_text import (
-    Chunk,
-    Row,
-    fills_chunks,
-    insert,
-    last_id,
-    read_chunks,
-    row_id,
-    rows_of,
-)
+from agentdb.moving.chunks import Chunk, Row, insert, read_chunks
 from agentdb.schema import (
     APP_LABEL,
     compare,
@@ -69,37 +60,30 @@ from agentdb.serving.connections import describe
 from agentdb.sqlite_files import identity
 from agentdb.wording import counted
 
-_CHUNKS_A_BLOCK = 10  # a block is committed at once
 # The progress of an unfinished copy, in the target, committed together with the rows it counts.
 CHECKPOINT = "agentdb_copy"
 
 
-@dataclass
 class TableSummary:
-    """The rows of a table, all or up to an id: the last id, how many they are, and their hash.
+    """The first rows of a table, or all: how many they are, and their hash. Equal for equal rows on every engine."""
 
-    Equal for equal rows on every engine.
-    """
+    def __init__(self) -> None:
+        self.rows = 0
+        self._hash = blake2b(digest_size=16)
 
-    last_id: str | None = None
-    rows: int = 0
-    # A sum over chunks and not one hash over all: a copy that resumes adds to the stored one. It has the same chunks,
-    # because the rows come in the order of the key.
-    checksum: int = 0
+    @property
+    def state(self) -> State:
+        return self.rows, self._hash.hexdigest()
 
     def counting(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Yield the chunks, and count each in before it is yielded."""
         for chunk in chunks:
-            self.last_id = last_id(chunk)
-            self.rows += chunk.count(b"\n")
-            digest = blake2b(chunk, digest_size=16).digest()
-            number = int.from_bytes(digest)
-            # As long as a digest, however many chunks there are.
-            self.checksum = (self.checksum + number) % 2**128
+            self.rows += len(chunk)
+            self._hash.update("".join(map(repr, chunk)).encode())
             yield chunk
 
 
-Summary = dict[str, TableSummary]
+State = tuple[int, str]
 _Pair = tuple[Row | None, Row | None]  # of the source and the target
 
 
@@ -127,36 +111,33 @@ def copy(
             check_sqlite_file(path)
         refuse_uncopyable(reading, writing)
         with translated_errors(writing), lifted_limits(writing, progress.say):
-            done = _begin(writing, _place(reading))
-            copied = {}
-            for model in _models():
-                table = _table(model)
-                checkpoint = done.get(table, TableSummary())
-                copied[table] = _copy_table(
-                    reading,
-                    writing,
-                    model,
-                    checkpoint,
-                    progress,
-                )
+            begun = _begin(writing, _place(reading))
+            copied = {
+                _table(model): _copy_table(reading, writing, model, begun, progress)
+                for model in _models()
+            }
             # Built before the check, so that the check reads the finished database, the order of its index included.
             _build_indexes(writing, progress)
             _check_written(writing, copied, progress)
             _check_schema(writing)
             # Last of all: until here an interruption leaves a copy that the same command completes.
             run(writing, f"DROP TABLE {CHECKPOINT}")
-            return {table: summary.rows for table, summary in copied.items()}
+            return {table: rows for table, (rows, _) in copied.items()}
 
 
 def _check_written(
     writing: BaseDatabaseWrapper,
-    copied: Summary,
+    copied: Mapping[str, State],
     progress: Progress,
 ) -> None:
     """Read back what was written: a copy that differs is worse than none."""
     for model in _models():
         table = _table(model)
-        if _summed(writing, model, progress, "checking ") != copied[table]:
+        total, _ = copied[table]
+        found = TableSummary()
+        for _ in found.counting(read_chunks(writing, model)):
+            progress(f"checking {table}", found.rows, total)
+        if found.state != copied[table]:
             raise AgentDbError(
                 f"The target does not hold what was written to {table!r}. Copy into a new database."
             )
@@ -240,10 +221,12 @@ def _differing_rows(
     table = _table(model)
     columns = [str(field.column) for field in model._meta.concrete_fields]
     with (
-        closing(_rows_of_table(one, model)) as rows_of_one,
-        closing(_rows_of_table(other, model)) as rows_of_other,
+        closing(read_chunks(one, model)) as chunks_of_one,
+        closing(read_chunks(other, model)) as chunks_of_other,
     ):
-        pairs = _differing(rows_of_one, rows_of_other)
+        pairs = _differing(
+            chain.from_iterable(chunks_of_one), chain.from_iterable(chunks_of_other)
+        )
         for first, second in islice(pairs, SHOWN_ROWS):
             difference = _row_difference(columns, first, second)
             yield f"Table {table!r}, id {difference}."
@@ -251,20 +234,35 @@ def _differing_rows(
             yield f"Table {table!r}: more rows differ."
 
 
+def _differing(one: Iterable[Row], other: Iterable[Row]) -> Iterator[_Pair]:
+    """Yield the differing rows of two tables in code-point order of the id, None for one that is missing."""
+    sides = zip(one, repeat("one")), zip(other, repeat("other"))
+    by_id = groupby(merge(*sides, key=_id), key=_id)
+    for _, alike in by_id:
+        found = {side: row for row, side in alike}
+        pair = found.get("one"), found.get("other")
+        if pair[0] != pair[1]:
+            yield pair
+
+
+def _id(sided: tuple[Row, str]) -> Any:
+    row, _ = sided
+    return row[0]
+
+
 def _row_difference(columns: list[str], first: Row | None, second: Row | None) -> str:
     """Return the id of the differing rows, and what differs."""
     if first is None or second is None:
         row = first or second or ()
         side = "target" if first is None else "source"
-        return f"{shown(row_id(row))}: only in the {side}"
+        return f"{shown(row[0])}: only in the {side}"
     different = []
-    # Not strict: bytes that are not UTF-8, in a damaged file, can look like the end of a value.
-    for column, one, other in zip(columns, first, second, strict=False):
+    for column, one, other in zip(columns, first, second, strict=True):
         if one != other:
             different.append(
                 f"{column} is {shown(one)} in the source, {shown(other)} in the target"
             )
-    return f"{shown(row_id(first))}: {'; '.join(different)}"
+    return f"{shown(first[0])}: {'; '.join(different)}"
 
 
 def has_rows(alias: str) -> bool:
@@ -277,7 +275,7 @@ def has_rows(alias: str) -> bool:
     return False
 
 
-def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSummary]:
+def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, State]:
     """Begin a copy from ``place``, or return by table how far the one that was stopped came."""
     if CHECKPOINT in writing.introspection.table_names():
         _check_migrations(writing)
@@ -290,11 +288,11 @@ def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSummary]:
     with transaction.atomic(using=writing.alias):
         run(
             writing,
-            f"CREATE TABLE {CHECKPOINT} (name text PRIMARY KEY, last_id text NOT NULL, copied integer NOT NULL,"
+            f"CREATE TABLE {CHECKPOINT} (name text PRIMARY KEY, copied integer NOT NULL,"
             " checksum text NOT NULL)",
         )
         # The same table stores the source, under a name that no table has.
-        run(writing, f"INSERT INTO {CHECKPOINT} VALUES ('', %s, 0, '0')", [place])
+        run(writing, f"INSERT INTO {CHECKPOINT} VALUES ('', 0, %s)", [place])
         # Building an index over all rows takes half the time of inserting each row into it. On CockroachDB each
         # schema change is a job of its own, over all nodes.
         if writing.vendor != "cockroachdb":
@@ -304,15 +302,12 @@ def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSummary]:
     return {}
 
 
-def _checkpoints(writing: BaseDatabaseWrapper, place: str) -> dict[str, TableSummary]:
+def _checkpoints(writing: BaseDatabaseWrapper, place: str) -> dict[str, State]:
     """Return by table how far a copy from ``place`` came; raises ``InvalidInputError`` if it was of another source."""
-    stored = f"SELECT name, last_id, copied, checksum FROM {CHECKPOINT}"
-    found = {
-        name: TableSummary(last, int(copied), int(checksum))
-        for name, last, copied, checksum in rows(writing, stored)
-    }
+    stored = rows(writing, f"SELECT name, copied, checksum FROM {CHECKPOINT}")
+    found: dict[str, State] = {name: (number, hash) for name, number, hash in stored}
     # Rows of two databases mixed in one would pass for a copy of either.
-    begun = found.pop("", TableSummary("")).last_id
+    _, begun = found.pop("", (0, ""))
     if begun != place:
         raise InvalidInputError(
             f"The target holds an unfinished copy of {begun}. Run that copy again, or copy into a new database; "
@@ -345,64 +340,42 @@ def _copy_table(
     reading: BaseDatabaseWrapper,
     writing: BaseDatabaseWrapper,
     model: type[Model],
-    checkpoint: TableSummary,
+    begun: Mapping[str, State],
     progress: Progress,
-) -> TableSummary:
-    """Copy the rows of a table, or those after ``checkpoint``; return the summary of all."""
+) -> State:
+    """Copy the rows of a table, or those that an interrupted copy has not copied; return the state of all."""
     table = _table(model)
     total = count_rows(reading, table)
     done = TableSummary()
-    # An interrupted copy resumes only if the source still has the copied rows: they are read again, and must give the
-    # same hash and end with the same id. The table's last chunk may be short, and with rows behind it would be another.
-    if checkpoint.rows:
-        has_same_chunks = checkpoint.rows == total or fills_chunks(checkpoint.rows)
-        if has_same_chunks and checkpoint == _summed(
-            reading, model, progress, limit=checkpoint.rows
-        ):
-            progress.say(f"{table}: going on after {checkpoint.rows:,} rows.")
-            done = checkpoint
-        else:
-            # Somebody wrote to the source since. A copy is of one moment, so this table is copied again from its start.
-            progress.say(f"{table}: the source has changed since; copying it again.")
-            with transaction.atomic(using=writing.alias):
-                run(writing, f"DELETE FROM {quote_name(table)}")
-                run(writing, f"DELETE FROM {CHECKPOINT} WHERE name = %s", [table])
-    with closing(read_chunks(reading, model, after=done.last_id)) as stored:
+    before = begun.get(table, done.state)
+    with closing(read_chunks(reading, model)) as stored:
         chunks = done.counting(stored)
-        for first in chunks:
-            block = islice(chain([first], chunks), _CHUNKS_A_BLOCK)
-            # The checkpoint and the rows it counts are committed together.
-            with transaction.atomic(using=writing.alias):
-                insert(writing, model, block)
-                _keep(writing, table, done)
+        # The rows that are copied are read again: a copy is of one moment, so the source must still have them.
+        while done.rows < before[0] and next(chunks, None):
             progress(table, done.rows, total)
-    return done
+        if done.state == before:
+            if done.rows:
+                progress.say(f"{table}: going on after {done.rows:,} rows.")
+            for chunk in chunks:
+                with transaction.atomic(using=writing.alias):
+                    insert(writing, model, chunk)
+                    _keep(writing, table, done.state)
+                progress(table, done.rows, total)
+            return done.state
+    progress.say(f"{table}: the source has changed since; copying it again.")
+    with transaction.atomic(using=writing.alias):
+        run(writing, f"DELETE FROM {quote_name(table)}")
+        run(writing, f"DELETE FROM {CHECKPOINT} WHERE name = %s", [table])
+    return _copy_table(reading, writing, model, {}, progress)
 
 
-def _summed(
-    connection: BaseDatabaseWrapper,
-    model: type[Model],
-    progress: Progress,
-    doing: str = "",
-    limit: int | None = None,
-) -> TableSummary:
-    """Read the first ``limit`` rows, or all, and return their summary."""
-    table = _table(model)
-    total = count_rows(connection, table)
-    done = TableSummary()
-    stored = read_chunks(connection, model, limit=limit)
-    for _ in done.counting(stored):
-        progress(doing + table, done.rows, total)
-    return done
-
-
-def _keep(writing: BaseDatabaseWrapper, table: str, done: TableSummary) -> None:
+def _keep(writing: BaseDatabaseWrapper, table: str, done: State) -> None:
     """Store how far the table is copied, in the transaction of its rows."""
     run(
         writing,
-        f"INSERT INTO {CHECKPOINT} (name, last_id, copied, checksum) VALUES (%s, %s, %s, %s) ON CONFLICT (name)"
-        " DO UPDATE SET last_id = excluded.last_id, copied = excluded.copied, checksum = excluded.checksum",
-        [table, done.last_id, done.rows, str(done.checksum)],
+        f"INSERT INTO {CHECKPOINT} VALUES (%s, %s, %s) ON CONFLICT (name)"
+        " DO UPDATE SET copied = excluded.copied, checksum = excluded.checksum",
+        [table, *done],
     )
 
 
@@ -454,33 +427,6 @@ def _build_indexes(writing: BaseDatabaseWrapper, progress: Progress) -> None:
     if writing.vendor == "postgresql":
         for model in _models():
             run(writing, f"ANALYZE {quote_name(_table(model))}")
-
-
-def _differing(one: Iterator[Row], other: Iterator[Row]) -> Iterator[_Pair]:
-    """Yield the differing rows of two tables in code-point order of the id, None for one that is missing."""
-    first = next(one, None)
-    second = next(other, None)
-    while first or second:
-        if first and second and row_id(first) == row_id(second):
-            if first != second:
-                yield first, second
-            first = next(one, None)
-            second = next(other, None)
-        elif second is None or (first and row_id(first) < row_id(second)):
-            yield first, None
-            first = next(one, None)
-        else:
-            yield None, second
-            second = next(other, None)
-
-
-def _rows_of_table(
-    connection: BaseDatabaseWrapper, model: type[Model]
-) -> Generator[Row]:
-    """Yield all rows in code-point order of the id; to be closed like ``read_chunks``."""
-    with closing(read_chunks(connection, model)) as chunks:
-        for chunk in chunks:
-            yield from rows_of(chunk)
 
 
 def refuse_uncopyable(

@@ -7,7 +7,7 @@ reads only those.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,17 +55,19 @@ def shown(value: object) -> str:
 
 
 def read_sqlite(
-    connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any] = ()
-) -> Iterator[tuple[Any, ...]]:
+    connection: BaseDatabaseWrapper,
+    sql: str,
+    text_factory: Callable[[bytes], object] = decoded,
+) -> Generator[tuple[Any, ...]]:
     """Yield the rows of a query, a text that is not UTF-8 as ``NotUtf8``.
 
     Bypasses Django, whose converters trust a column's declared type and cannot read everything.
     """
     raw = connection.connection
-    before, raw.text_factory = raw.text_factory, decoded
+    before, raw.text_factory = raw.text_factory, text_factory
     try:
         with connection.wrap_database_errors:
-            yield from raw.execute(sql, parameters)
+            yield from raw.execute(sql)
     finally:
         raw.text_factory = before
 

@@ -7,7 +7,6 @@ only in the CREATE statements, which SQLite stores verbatim.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -21,19 +20,7 @@ from agentdb.schema.sqltext import (
     parse_create_index,
     parse_create_table,
 )
-from agentdb.schema.tables import Column, Key, Table
-
-
-class _ColumnRow(NamedTuple):
-    """A row of ``PRAGMA table_xinfo``."""
-
-    number: int
-    name: str
-    type: str
-    not_null: int
-    default: str | None
-    key: int  # the position in the primary key, from 1; 0 if none
-    hidden: int
+from agentdb.schema.tables import Column, Table
 
 
 def read(
@@ -71,12 +58,13 @@ def _read(
     )
     # table_xinfo and not table_info, which leaves generated columns out.
     pragma = f"PRAGMA main.table_xinfo({quote_name(stored_as)})"
-    stored = [_ColumnRow(*row) for row in rows(connection, pragma)]
     return Table(
         name=name,
-        columns=_columns(connection, stored, text),
+        columns=tuple(
+            _column(connection, text, *row) for row in rows(connection, pragma)
+        ),
         primary_key=next((key for key in text.keys if not key.is_constraint), None),
-        uniques=_uniques(text),
+        uniques=tuple(key for key in text.keys if key.is_constraint),
         indexes=tuple(
             parse_create_index(sql, fold_names=True)
             for kind, _, sql in rest
@@ -89,36 +77,25 @@ def _read(
     )
 
 
-def _columns(
-    connection: BaseDatabaseWrapper, stored: list[_ColumnRow], text: TableText
-) -> tuple[Column, ...]:
-    written = {column.name: column for column in text.columns}
-    columns = []
-    for row in stored:
-        name = folded(row.name)
-        # A table that was made from a query has no definitions.
-        own = written.get(name, ColumnText(name, 0, 0))
-        collation = (own.collation or "binary").upper()
-        column = Column(
-            name=name,
-            type=column_type(connection, row.type),
-            nullable=not row.not_null,
-            default=column_default(row.default),
-            collation=None if collation == "BINARY" else collation,
-            generated=own.generated,
-            conflict=own.conflict,
-        )
-        columns.append(column)
-    return tuple(columns)
-
-
-def _uniques(text: TableText) -> tuple[Key, ...]:
-    """Return the UNIQUE constraints that SQLite has an index for: each once, and none that the primary key implies."""
-    known = {key.columns for key in text.keys if not key.is_constraint}
-    uniques = {
-        (key.columns, key.options): key
-        # The first one written stands for all.
-        for key in reversed(text.keys)
-        if key.columns not in known
-    }
-    return tuple(unique for _, unique in sorted(uniques.items()))
+def _column(
+    connection: BaseDatabaseWrapper,
+    text: TableText,
+    _number: int,
+    stored_as: str,
+    type_: str,
+    not_null: int,
+    default: str | None,
+    *_more: int,
+) -> Column:
+    name = folded(stored_as)
+    # A table that was made from a query has no definitions.
+    written = text.columns.get(name, ColumnText(0, 0))
+    return Column(
+        name,
+        column_type(connection, type_),
+        not not_null,
+        column_default(default),
+        written.collation,
+        written.generated,
+        written.conflict,
+    )

@@ -279,10 +279,9 @@ def _key_column(tokens: Sequence[Token]) -> str:
 class ColumnText:
     """A column of a CREATE TABLE statement: what SQLite's pragmas omit, and its position."""
 
-    name: str
     start: int  # of the definition within the statement
     end: int
-    collation: str | None = None
+    collation: str | None = None  # in upper case; None for BINARY, the usual one
     generated: str | None = None
     conflict: str | None = None  # of its NOT NULL
 
@@ -291,7 +290,7 @@ class ColumnText:
 class TableText:
     """A parsed CREATE TABLE statement of SQLite."""
 
-    columns: list[ColumnText] = field(default_factory=list)
+    columns: dict[str, ColumnText] = field(default_factory=dict)  # by folded name
     # Of its columns and of the table, in the order of the statement.
     keys: list[Key] = field(default_factory=list)
     foreign_keys: list[ForeignKey] = field(default_factory=list)
@@ -342,9 +341,9 @@ def parse_create_table(sql: str) -> TableText:
             _read_constraints(table, clauses, ())
             table.spans.append((item[0].start, item[-1].end))
         else:
-            column = _column(item, clauses)
-            table.columns.append(column)
-            _read_constraints(table, clauses, (column.name,))
+            name = item[0].identifier
+            table.columns[name] = _column(item, clauses)
+            _read_constraints(table, clauses, (name,))
     words = [_joined(option).lower() for option in (options, *more)]
     table.options = tuple(sorted(filter(None, words)))
     return table
@@ -365,11 +364,12 @@ def _clauses(definition: Sequence[Token]) -> Iterator[Sequence[Token]]:
 
 
 def _column(item: Sequence[Token], clauses: list[Sequence[Token]]) -> ColumnText:
-    column = ColumnText(item[0].identifier, item[0].start, item[-1].end)
+    column = ColumnText(item[0].start, item[-1].end)
     for clause in clauses:
         match clause[0].word:
             case "COLLATE":
-                column.collation = _identifier(clause)
+                collation = _identifier(clause).upper()
+                column.collation = None if collation == "BINARY" else collation
             case "AS":
                 column.generated = canonical(clause[1:2])
             case "NOT":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from django.core.management import CommandError
+from django.core.management import CommandError, call_command
 
 import agentdb
 from tests.helpers.baseline_runs import assert_adopted, baselinedb
@@ -119,6 +120,26 @@ def test_bytes_that_are_not_utf_8_are_named_by_table_id_and_column(
     assert_refused(
         url,
         r"table 'agents', id 'broken', column 'name': b'caf\xe9' is not valid UTF-8",
+    )
+
+
+def test_a_copy_names_the_source_that_has_bytes_that_are_not_utf_8(
+    in_encoding: Callable[[str], str], engine: str, tmp_path: Path
+):
+    url = in_encoding("SQL_ASCII")
+    assert baselinedb(url).code == 0
+    with psycopg.connect(url, autocommit=True, client_encoding="SQL_ASCII") as server:
+        server.execute(
+            b"INSERT INTO agents (id, name, path) VALUES ('broken', 'caf\xe9', '/')"
+        )
+
+    with pytest.raises(CommandError) as refused:
+        call_command("copydb", url, f"sqlite:///{tmp_path}/copy.db")
+
+    name = urlsplit(url).path.removeprefix("/")
+    assert str(refused.value).startswith(f"The database {name!r} at ")
+    assert str(refused.value).endswith(
+        ' cannot be used: invalid byte sequence for encoding "UTF8": 0xe9.'
     )
 
 

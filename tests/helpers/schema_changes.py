@@ -70,9 +70,7 @@ class Database:
 
     def edit_column(self, table: str, column: str, edit: Callable[[str], str]) -> None:
         def edited(sql: str) -> str:
-            (found,) = (
-                item for item in parse_create_table(sql).columns if item.name == column
-            )
+            found = parse_create_table(sql).columns[column]
             return (
                 sql[: found.start]
                 + edit(sql[found.start : found.end])
@@ -101,11 +99,7 @@ def drop_column(database: Database, table: Table, column: Column) -> str:
                     sql = re.sub(
                         rf', CONSTRAINT "{unique.name}" UNIQUE \([^)]*\)', "", sql
                     )
-            (found,) = (
-                item
-                for item in parse_create_table(sql).columns
-                if item.name == column.name
-            )
+            found = parse_create_table(sql).columns[column.name]
             before, after = sql[: found.start].rstrip(), sql[found.end :].lstrip()
             return (
                 before + after[1:]

@@ -97,8 +97,7 @@ def test_copydb_moves_every_row_between_engines(
 def test_copydb_moves_more_rows_than_it_holds_at_once(
     url: str, make_url: MakeUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentdb.moving.copy_text.ROWS_A_CHUNK", 2)
-    monkeypatch.setattr("agentdb.moving.copydb._CHUNKS_A_BLOCK", 2)
+    monkeypatch.setattr("agentdb.moving.chunks.ROWS_A_CHUNK", 2)
     ids = [f"s{number}" for number in range(7)]
     with agentdb.connect(url) as db:
         db.run_transaction(lambda db: [db.insert_session(id, "a", "b") for id in ids])
@@ -310,7 +309,7 @@ def test_verify_names_rows_that_one_side_lacks_between_rows_of_both(
 def test_verify_ends_while_rows_of_the_last_table_are_unread(
     url: str, make_url: MakeUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentdb.moving.copy_text.ROWS_A_CHUNK", 2)
+    monkeypatch.setattr("agentdb.moving.chunks.ROWS_A_CHUNK", 2)
     with agentdb.connect(url) as db:
         for number in range(30):
             db.insert_api_key(f"k{number:02}", "acme", f"hash {number}", "label")
@@ -472,10 +471,10 @@ def test_copy_database_returns_the_rows_of_each_table(
 KILLED = """
 import os, signal, sys, threading, time
 from agentdb import copy_database
-from agentdb.moving import copy_text, copydb
+from agentdb.moving import chunks, copydb
 import agentdb.serving.opening, agentdb.schema.migration_record
 agentdb.serving.opening.configure(sys.argv[1])
-copy_text.ROWS_A_CHUNK, copydb._CHUNKS_A_BLOCK = 5, 1
+chunks.ROWS_A_CHUNK = 5
 keep = copydb._keep
 def slow(*args):
     time.sleep(0.005)
@@ -573,8 +572,7 @@ def tables(url: str) -> set[str]:
 def test_a_resumed_copy_keeps_what_is_there_and_begins_anew_where_the_source_has_changed(
     url: str, make_url: MakeUrl, target_engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentdb.moving.copy_text.ROWS_A_CHUNK", 2)
-    monkeypatch.setattr("agentdb.moving.copydb._CHUNKS_A_BLOCK", 1)
+    monkeypatch.setattr("agentdb.moving.chunks.ROWS_A_CHUNK", 2)
     with agentdb.connect(url) as db:
         db.run_transaction(
             lambda db: [
@@ -620,11 +618,9 @@ def test_an_unfinished_copy_of_another_source_is_not_mixed_with_this_one(
     agentdb.connect(target, migrate=True).close()
     execute(
         target,
-        "CREATE TABLE agentdb_copy (name text PRIMARY KEY, last_id text, copied integer, checksum text)",
+        "CREATE TABLE agentdb_copy (name text PRIMARY KEY, copied integer, checksum text)",
     )
-    execute(
-        target, "INSERT INTO agentdb_copy VALUES ('', 'PostgreSQL database x', 0, '0')"
-    )
+    execute(target, "INSERT INTO agentdb_copy VALUES ('', 0, 'PostgreSQL database x')")
 
     assert refusal(url, target) == (
         "The target holds an unfinished copy of PostgreSQL database x. Run that copy again, or copy into a new "
@@ -636,7 +632,7 @@ def test_an_unfinished_copy_of_another_source_is_not_mixed_with_this_one(
 def test_a_resumed_copy_copies_what_came_behind_the_last_row_since(
     url: str, make_url: MakeUrl, target_engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentdb.moving.copy_text.ROWS_A_CHUNK", 2)
+    monkeypatch.setattr("agentdb.moving.chunks.ROWS_A_CHUNK", 2)
     with agentdb.connect(url) as db:
         for number in range(3):
             db.insert_session(f"s{number}", "a", "b")

@@ -113,8 +113,7 @@ def test_each_long_command_reports_every_step_of_each_table(
     monkeypatch.setattr(
         ProgressLine, "__call__", lambda _, *step: reported.append(step)
     )
-    monkeypatch.setattr("agentdb.moving.copy_text.ROWS_A_CHUNK", 2)
-    monkeypatch.setattr("agentdb.moving.copydb._CHUNKS_A_BLOCK", 1)
+    monkeypatch.setattr("agentdb.moving.chunks.ROWS_A_CHUNK", 2)
 
     def steps(url: str, command: str, *arguments: str) -> list[tuple[str, int, int]]:
         reported.clear()

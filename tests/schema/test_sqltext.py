@@ -177,15 +177,16 @@ def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
 
     table = parse_create_table(sql)
 
-    assert [column.name for column in table.columns] == ["id", "a b", "c", "d", "e"]
-    assert [column.collation for column in table.columns] == [
+    columns = table.columns
+    assert list(columns) == ["id", "a b", "c", "d", "e"]
+    assert [column.collation for column in columns.values()] == [
         None,
-        "nocase",
+        "NOCASE",
         None,
         None,
         None,
     ]
-    assert [column.generated for column in table.columns] == [
+    assert [column.generated for column in columns.values()] == [
         None,
         None,
         None,
@@ -193,7 +194,7 @@ def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
         None,
     ]
     assert (
-        sql[table.columns[4].start : table.columns[4].end]
+        sql[columns["e"].start : columns["e"].end]
         == "e DEFAULT (f('check', 'unique')) NOT NULL"
     )
     assert table.options == ("strict", "without rowid")
@@ -216,8 +217,8 @@ def test_what_follows_a_foreign_key_does_not_change_its_column():
         "CONSTRAINT fk REFERENCES o (x) ON DELETE SET DEFAULT NOT DEFERRABLE UNIQUE DEFAULT ('b') COLLATE NOCASE)"
     )
 
-    (column,) = table.columns
-    assert (column.conflict, column.collation) == ("ignore", "nocase")
+    column = table.columns["a"]
+    assert (column.conflict, column.collation) == ("ignore", "NOCASE")
     assert table.foreign_keys == [ForeignKey("fk", ("a",), "o", ("x",))]
     assert table.keys == [Key("", ("a",), "unique constraint")]
 
@@ -374,18 +375,18 @@ def test_constraints_have_folded_names_and_no_usual_action():
     ]
     assert table.checks == [Check("", "a > 0")]
     assert table.foreign_keys == [ForeignKey("q", ("a",), "o", ("x",))]
-    assert [column.name for column in table.columns] == ["a", "b", "c", "d"]
-    assert [column.conflict for column in table.columns] == [None, None, "fail", None]
+    conflicts = {name: column.conflict for name, column in table.columns.items()}
+    assert conflicts == {"a": None, "b": None, "c": "fail", "d": None}
     assert table.options == ("strict",)
 
 
 def test_a_table_made_from_a_query_has_no_definitions():
     table = parse_create_table("CREATE TABLE t AS SELECT 1")
 
-    assert (table.columns, table.keys, table.options) == ([], [], ())
+    assert (table.columns, table.keys, table.options) == ({}, [], ())
 
 
 def test_an_empty_definition_is_skipped():
     table = parse_create_table("CREATE TABLE t (a,,b,)")
 
-    assert [column.name for column in table.columns] == ["a", "b"]
+    assert list(table.columns) == ["a", "b"]
