@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, ClassVar, NamedTuple
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
 
-from django.contrib.admin import helpers
+from django.core import signing
+from django.core.exceptions import BadRequest
 from django.db import connections, router
 from django.db.models import Exists, OuterRef, Q, QuerySet
-from django.http import HttpRequest, HttpResponse, QueryDict
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.admin.audit import Entry, log_in_project, record, refuse
-from agentdb.admin.display import name_of, own_url, page, page_url
+from agentdb.admin.display import name_of, page
 from agentdb.admin.guard import guard
-from agentdb.console.display import readable
 from agentdb.console.questions import ask
 from agentdb.console.reading import read
 from agentdb.errors import AgentDbError
@@ -29,14 +28,45 @@ from agentdb.models import Session
 from agentdb.querysets import ALIVE, LIVE
 from agentdb.serving.adapter import DjangoDb
 
-# Rows in one transaction: a failing batch rolls back alone, and locks are short.
-BATCH = 200
-# Seconds of batches in one response; then the page shows the progress and requests the rest.
-STEP_SECONDS = 2.0
+# Rows in one transaction, and in one response: locks are short, and the page shows the progress and requests the rest.
+BATCH = 500
 NAMED = 10  # rows named in a question; the others are counted
 MOST_LISTED = 1_000  # rows that a result names
-# Bytes of a form field for later steps and "Undo", below Django's limit for a whole request.
+# Characters of a form field for later steps and "Undo", below Django's limit for a whole request.
 LONGEST_LINE = 1_500_000
+
+# Sandboxes that are up and have a live session.
+_ENDANGERED = Q(
+    Exists(Session.objects.live().filter(pk=OuterRef("session_id"))),
+    state__in=ALIVE,
+)
+
+
+class Asked(NamedTuple):
+    """What the user confirmed, and how far it is done.
+
+    It is in the form of the question and of each result, signed, so that nobody has edited it.
+    """
+
+    ids: Sequence[str]  # the next rows; all of them if they were ticked
+    is_all: bool  # not ticked, but all that the list's filters leave
+    confirmed: int  # rows
+    at: str  # when the question was shown: later rows are not included
+    back: str  # the page that the user came from
+    done: int
+    before: Mapping[str, Any]  # what the changed rows were, by id
+
+    @classmethod
+    def of(cls, request: HttpRequest) -> Self | None:
+        """Return what the form has; None if the user has confirmed nothing yet."""
+        try:
+            found = signing.loads(request.POST.get("asked", ""), salt=__name__)
+        except signing.BadSignature:
+            return None
+        return cls(*found)
+
+    def __str__(self) -> str:
+        return signing.dumps(self, salt=__name__, compress=True)
 
 
 @dataclass(frozen=True)
@@ -59,7 +89,6 @@ class Action:
     warning: str | Promise = ""  # what the question says besides
     short_description: str | Promise = ""  # in Django's form
     deletes: bool = False
-    keeps_before: bool = False  # the result needs what the rows were before
     only: Collection[str] = ()  # the values of the first column that it changes, or all
 
     @property
@@ -72,27 +101,190 @@ class Action:
         request: HttpRequest,
         listed: QuerySet[Any],
     ) -> HttpResponse:
-        """Ask; after confirmation act on the ticked rows, or on all that the list's filters leave."""
+        """Ask; after the confirmation act on the next rows of those that were ticked, or that the filters leave."""
+        # No list sends NUL, which PostgreSQL refuses in a text.
+        if "%00" in request.POST.urlencode():
+            raise BadRequest
+        rows = self._changed_of(listed)
         asked = Asked.of(request)
-        work = Work(self, model_admin, request, asked)
-        if asked.is_all:
-            rows = listed.filter(created_at__lte=asked.at)
-            # Without those that would be skipped: a runner may have millions of ended sessions.
-            if self.only:
-                column = self.columns[0]
-                rows = rows.filter(Q((f"{column}__in", self.only)))
-        else:
-            # The list's filters may leave out a ticked row that has changed since.
-            own = model_admin.get_queryset(request)
-            rows = own.filter(pk__in=asked.ids)
-        if asked.confirmed is None:
-            return work.question(rows)
-        return work.run(rows)
+        if asked is None:
+            return self._question(model_admin, request, rows)
+        return self.run(model_admin, request, asked, rows)
 
     def changes(self, row: Any) -> bool:
         """Return whether it makes sense for the row."""
         value = getattr(row, self.columns[0])
         return not self.only or value in self.only
+
+    def _changed_of(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Return those of the rows that it changes, by id."""
+        if self.only:
+            column = self.columns[0]
+            rows = rows.filter(Q((f"{column}__in", self.only)))
+        return rows.order_by("pk")
+
+    def _question(
+        self,
+        model_admin: Any,
+        request: HttpRequest,
+        rows: QuerySet[Any],
+    ) -> HttpResponse:
+        # Counted exactly, not up to a limit: the user confirms this number, and no more rows than that are changed.
+        count = rows.count()
+        named = read(rows[:NAMED], [])
+        ids = rows.values_list("pk", flat=True)
+        is_all = request.POST.get("select_across") == "1"
+        if is_all:
+            ids = ids[:BATCH]
+        endangered: int | None = 0
+        if self is DELETE_SANDBOX:
+            # All sandboxes of a large tenant may be meant: without an answer in time the page asks anyway.
+            count_them = rows.filter(_ENDANGERED).count
+            endangered = ask(connections[rows.db], count_them).value
+        # Nobody else's page can be the referrer: it could not have sent the token against forged requests.
+        back = request.headers.get("Referer", request.get_full_path())
+        return self._page(
+            model_admin,
+            request,
+            "confirm_action",
+            self.asks,
+            count,
+            asked=Asked(
+                list(ids),
+                is_all,
+                count,
+                timezone.now().isoformat(),
+                back,
+                0,
+                {},
+            ),
+            rows=named,
+            more=count - len(named),
+            asks_more=endangered != 0,
+            endangered=endangered,
+        )
+
+    def run(
+        self,
+        model_admin: Any,
+        request: HttpRequest,
+        asked: Asked,
+        rows: QuerySet[Any],
+    ) -> HttpResponse:
+        """Act on the next rows, and report what was done until now, with a form that requests the rest.
+
+        If they were not ticked, the rest are those of ``rows`` with later ids, whatever was created or deleted
+        meanwhile, and no more than the user confirmed.
+        """
+        ids, rest = asked.ids[:BATCH], asked.ids[BATCH:]
+        entry, error = self._act(model_admin, request, ids)
+        done = asked.done + len(entry.rows)
+        if asked.is_all:
+            later = rows.filter(pk__gt=ids[-1], created_at__lte=asked.at)
+            left = asked.confirmed - done
+            rest = list(later.values_list("pk", flat=True)[: min(left, BATCH)])
+        before = {**asked.before, **entry.before}
+        # Like a line of the audit log, for "Undo".
+        line = json.dumps({"action": self.verb, "before": before})
+        if len(line) > LONGEST_LINE:
+            before = {}
+        # A part of them would undo a part of the work, and look like all of it.
+        is_whole = len(before) == done
+        listed = list(before.items())[:MOST_LISTED]
+        return self._page(
+            model_admin,
+            request,
+            "action_done",
+            self.done,
+            done,
+            asked=asked._replace(ids=rest, done=done, before=before),
+            goes_on=rest and not error,
+            error=error,
+            skipped=asked.confirmed - done,
+            line=line,
+            is_whole=is_whole,
+            listed=listed if is_whole else (),
+            more=done - len(listed),
+        )
+
+    def _act(
+        self,
+        model_admin: Any,
+        request: HttpRequest,
+        ids: Sequence[str],
+    ) -> tuple[Entry, str]:
+        """Act on the rows and write the audit log, in one transaction.
+
+        Return what was done, and '', or the reason why nothing was.
+        """
+        alias = router.db_for_write(model_admin.model)
+        own = model_admin.get_queryset(request).using(alias)
+        nothing = entry = Entry(self.verb)
+
+        # After a conflict, run_transaction calls this again, and only what the last call noted was stored.
+        def act_and_write(db: Db) -> None:
+            nonlocal entry
+            found = self._changed_of(own.filter(pk__in=ids))
+            if self is DELETE_SANDBOX and request.POST.get("sure") != "1":
+                found = found.exclude(_ENDANGERED)
+            changed = [row for row in found if self.act(db, row.pk)]
+            if own.model is Session:
+                # An operator's write is not a sign of life, but the Db sets last_active_at with every status. The rows
+                # were read in this transaction, so this writes back what it was.
+                own.bulk_update(changed, ["last_active_at"])
+            before = self._values(changed)
+            written = own.filter(pk__in=list(before))
+            # A row that was deleted is None.
+            after = dict.fromkeys(before) | self._values(written)
+            entry = Entry(self.verb, changed, before, after)
+            # Inside the transaction: if the line cannot be written, nothing happens.
+            if changed:
+                record(request, entry)
+
+        try:
+            DjangoDb(alias).run_transaction(act_and_write)
+        except (AgentDbError, OSError) as error:
+            # An OSError came from the audit log itself: it cannot record that either.
+            if entry.rows and isinstance(error, AgentDbError):
+                record(request, entry, "undone")
+            return nothing, str(error)
+        log_in_project(request, entry)
+        return entry, ""
+
+    def _values(self, rows: Iterable[Any]) -> dict[str, Any]:
+        """Return what the audit log records of each row, by id: a value, or several by column."""
+        # With one column, the log's line has {"id": "active"} instead of {"id": {"status": "active"}}.
+        first, *others = self.columns
+        values: dict[str, Any] = {}
+        for row in rows:
+            values[row.pk] = getattr(row, first)
+            if others:
+                values[row.pk] = {
+                    column: getattr(row, column) for column in self.columns
+                }
+        return values
+
+    def _page(
+        self,
+        model_admin: Any,
+        request: HttpRequest,
+        template: str,
+        text: Any,
+        count: int,
+        **context: Any,
+    ) -> HttpResponse:
+        """Return a page about ``count`` rows, whose title is the text with their number and name."""
+        name = name_of(model_admin.model, count)
+        return page(
+            model_admin,
+            request,
+            template,
+            title=str(text) % f"{count:,} {name}",
+            name=name,
+            count=count,
+            action=self,
+            **context,
+        )
 
 
 def _pause(db: Db, id: str) -> bool:
@@ -116,7 +308,6 @@ PAUSE = Action(
         "Only active and starting sessions are paused. This writes the status; it does not reach the runner."
     ),
     short_description=gettext_lazy("Pause selected sessions"),
-    keeps_before=True,
     only=LIVE,
 )
 COOL = Action(
@@ -145,7 +336,6 @@ DELETE_SANDBOX = Action(
     ),
     short_description=gettext_lazy("Delete selected sandboxes"),
     deletes=True,
-    keeps_before=True,
 )
 REVOKE = Action(
     "revoke_keys",
@@ -163,316 +353,6 @@ REVOKE = Action(
 )
 
 
-class Asked(NamedTuple):
-    """The form of an action: the rows, whether the user confirmed, and the progress.
-
-    Django's list sends the first one. The question and each result send the next, until all rows were acted on.
-    """
-
-    ids: Sequence[str]
-    is_all: bool
-    confirmed: int | None  # rows; None before the user confirmed
-    at: datetime  # when the question was shown: later rows are not included
-    sure: bool
-    reached: str  # the last id that was processed
-    done: int
-    skipped: int
-    before: Mapping[str, Any]  # what the rows of earlier steps were, by id
-
-    @classmethod
-    def of(cls, request: HttpRequest) -> Asked:
-        """Read the form. Whoever edits it by hand gets the defaults of what cannot be read."""
-        post = request.POST
-        # PostgreSQL refuses NUL in a text.
-        chosen = post.getlist(helpers.ACTION_CHECKBOX_NAME)
-        ids = [id for id in chosen if id and "\x00" not in id]
-        reached = post.get("reached", "")
-        asked_at = readable(post.get("asked_at"))
-        return cls(
-            ids=ids,
-            is_all=post.get("select_across") == "1",
-            confirmed=_number(post, "confirmed") if post.get("confirmed") else None,
-            at=asked_at or timezone.now(),
-            sure=post.get("sure") == "1",
-            reached=reached.replace("\x00", ""),
-            done=_number(post, "done"),
-            skipped=_number(post, "skipped"),
-            # Nothing if it was edited by hand, or was too long for the form.
-            before=_read_line(post.get("lines", ""))[1],
-        )
-
-
-def _number(post: QueryDict, field: str) -> int:
-    """Return the number in a field of a form, or 0."""
-    text = post.get(field, "")
-    # int() raises for a text of thousands of digits.
-    if text.isdecimal() and len(text) < 12:
-        return int(text)
-    return 0
-
-
-@dataclass
-class Work:
-    """The work of one response on the rows, and its results. ``error`` says why it stopped.
-
-    A response asks first; after that it acts for ``STEP_SECONDS``, and its page requests the next one by itself.
-    """
-
-    action: Action
-    model_admin: Any
-    request: HttpRequest
-    asked: Asked
-    rows: list[Any] = field(default_factory=list)
-    before: dict[str, Any] = field(default_factory=dict)
-    skipped: dict[str, list[str]] = field(default_factory=dict)  # ids by the reason
-    error: str = ""
-
-    def run(self, rows: QuerySet[Any]) -> HttpResponse:
-        """Act on the rows, ``BATCH`` in each transaction, for a while."""
-        # At least one batch in each response, or a slow database would never come to an end.
-        ends_at = time.monotonic() + STEP_SECONDS
-        begin = reached = self.asked.reached
-        while ids := self._next_ids(rows, reached):
-            if reached != begin and time.monotonic() > ends_at:
-                return self.result(reached)
-            self._act(ids)
-            if self.error:
-                break
-            reached = ids[-1]
-        return self.result()
-
-    def _next_ids(self, rows: QuerySet[Any], reached: str) -> Sequence[str]:
-        """Return the next batch after ``reached``, by id, and no more rows than the user confirmed.
-
-        Ticked ids are included even if their rows are gone, so that the result says so.
-        """
-        # By id, so that each request begins where the one before ended, whatever was created or deleted meanwhile.
-        asked = self.asked
-        if not asked.is_all:
-            rest = [id for id in set(asked.ids) if id > reached]
-            return sorted(rest)[:BATCH]
-        confirmed = asked.confirmed or 0
-        allowed = confirmed - asked.done - len(self.rows)
-        if allowed <= 0:
-            return []
-        if reached:
-            rows = rows.filter(pk__gt=reached)
-        ids = rows.order_by("pk").values_list("pk", flat=True)
-        return list(ids[:allowed][:BATCH])
-
-    def _act(self, ids: Sequence[str]) -> None:
-        """Act on a batch and write the audit log, in one transaction; sets ``error`` if it is rolled back."""
-        alias = router.db_for_write(self.model_admin.model)
-        rows = self.model_admin.get_queryset(self.request).using(alias)
-        entry = Entry(self.action.verb)
-        reasons: dict[str, str] = {}
-
-        # After a conflict, run_transaction calls this again, and only what the last call noted was stored.
-        def act_and_write(db: Db) -> None:
-            nonlocal entry
-            found = rows.filter(pk__in=ids).order_by("pk")
-            kept = self._kept(found)
-            row_of = {row.pk: row for row in found}
-            for id in ids:
-                reasons[id] = self._change(db, row_of.get(id), kept)
-            changed = [row for row in found if not reasons[row.pk]]
-            if rows.model is Session:
-                # An operator's write is not a sign of life, but the Db sets last_active_at with every status. The rows
-                # were read in this transaction, so this writes back what it was.
-                sessions = Session.objects.using(alias)
-                sessions.bulk_update(changed, ["last_active_at"], batch_size=BATCH)
-            before = self._values(changed)
-            written = rows.filter(pk__in=list(before))
-            # A row that was deleted is None.
-            after = dict.fromkeys(before) | self._values(written)
-            entry = Entry(
-                self.action.verb,
-                changed,
-                before,
-                after,
-            )
-            # Inside the transaction: if the line cannot be written, nothing happens.
-            if changed:
-                record(self.request, entry)
-
-        try:
-            DjangoDb(alias).run_transaction(act_and_write)
-        except (AgentDbError, OSError) as error:
-            self.error = str(error)
-            # An OSError came from the audit log itself: it cannot record that either.
-            if entry.rows and isinstance(error, AgentDbError):
-                record(self.request, entry, "undone")
-            return
-        log_in_project(self.request, entry)
-        self.rows += entry.rows
-        self.before |= entry.before
-        self._skip(reasons)
-
-    def _skip(self, reasons: Mapping[str, str]) -> None:
-        """Note the ids that were skipped, by the reason, which is '' for the others."""
-        for id, why in reasons.items():
-            if why:
-                self.skipped.setdefault(why, []).append(id)
-
-    def _kept(self, rows: QuerySet[Any]) -> Collection[str]:
-        """Return the ids of the rows that are changed only if the user is sure."""
-        if self.action is not DELETE_SANDBOX or self.asked.sure:
-            return ()
-        endangered = _endangered(rows)
-        return {row.pk for row in endangered}
-
-    def _change(self, db: Db, row: Any, kept: Collection[str]) -> str:
-        """Act on a row, which is None if it is gone. Return why it was skipped, or '' if it was changed."""
-        if row is None:
-            return gettext("no longer there")
-        if row.pk in kept:
-            return gettext("a live session runs in it")
-        if self.action.changes(row) and self.action.act(db, row.pk):
-            return ""
-        return str(getattr(row, self.action.columns[0]))
-
-    def _values(self, rows: Iterable[Any]) -> dict[str, Any]:
-        """Return what the audit log records of each row, by id: a value, or several by column."""
-        # With one column, the log's line has {"id": "active"} instead of {"id": {"status": "active"}}.
-        first, *others = self.action.columns
-        values: dict[str, Any] = {}
-        for row in rows:
-            values[row.pk] = getattr(row, first)
-            if others:
-                values[row.pk] = {
-                    column: getattr(row, column) for column in self.action.columns
-                }
-        return values
-
-    def question(self, rows: QuerySet[Any]) -> HttpResponse:
-        """Ask whether to act on the rows; the form has their number, and their ids if they were ticked."""
-        # Counted exactly, not up to a limit: the user confirms this number, and no more rows than that are changed.
-        in_order = rows.order_by("pk")
-        if self.asked.is_all:
-            found = read(in_order[:NAMED], [])
-            count = rows.count()
-        else:
-            found = read(in_order[:MOST_LISTED], [])
-            count = len(found)
-        named = found[:NAMED]
-        endangered: int | None = 0
-        if self.action is DELETE_SANDBOX:
-            # All sandboxes of a large tenant may be meant: without an answer in time the page asks anyway.
-            count_them = _endangered(rows).count
-            endangered = ask(connections[rows.db], count_them).value
-        return self._page(
-            "confirm_action",
-            count,
-            self.action.asks,
-            rows=named,
-            more=count - len(named),
-            # Django runs no action without a ticked row, also if all are meant.
-            ids=[row.pk for row in found],
-            asks_more=endangered != 0,
-            endangered=endangered,
-        )
-
-    def result(self, reached: str = "") -> HttpResponse:
-        """Return what was done and skipped, and a form that continues after ``reached`` if there is more."""
-        asked = self.asked
-        # Of all steps: the form has the numbers of those before.
-        count = asked.done + len(self.rows)
-        skipped = asked.skipped
-        skipped += sum(len(ids) for ids in self.skipped.values())
-        before = {**asked.before, **self.before}
-        line = self._line(before)
-        # A part of them would undo a part of the work, and look like all of it.
-        is_whole = bool(line) and len(before) >= count
-        folders: list[tuple[str, Any]] = []
-        if self.action is DELETE_SANDBOX and is_whole:
-            folders = list(before.items())[:MOST_LISTED]
-        rows = self.rows[:MOST_LISTED]
-        undo_url = ""
-        if count and self.action is PAUSE:
-            undo_url = page_url(self.model_admin.admin_site, "undo")
-        return self._page(
-            "action_done",
-            count,
-            self.action.done,
-            work=self,
-            rows=rows,
-            more=count - len(folders or rows),
-            reached=reached,
-            skipped_count=skipped,
-            tried=count + skipped,
-            ids=asked.ids,
-            lines=line,
-            folders=folders,
-            is_too_long=count and self.action.keeps_before and not is_whole,
-            undo_url=undo_url,
-        )
-
-    def _page(
-        self,
-        template: str,
-        count: int,
-        text: Any,
-        **context: Any,
-    ) -> HttpResponse:
-        """Return a page about ``count`` rows, with what the next step of its form needs."""
-        name = name_of(self.model_admin.model, count)
-        return page(
-            self.model_admin,
-            self.request,
-            template,
-            title=str(text) % f"{count:,} {name}",
-            name=name,
-            count=count,
-            action=self.action,
-            asked=self.asked,
-            next=own_url(self.request, "next"),
-            **context,
-        )
-
-    def _line(self, before: Mapping[str, Any]) -> str:
-        """Return a line like those of the audit log, for "Undo" and the next step; '' if it is too long for a form."""
-        if not self.action.keeps_before:
-            # The next step of a resume needs what it has resumed until now.
-            return self.request.POST.get("lines", "")
-        entry = {
-            "action": self.action.verb,
-            "before": before,
-        }
-        line = json.dumps(entry)
-        return line if len(line) <= LONGEST_LINE else ""
-
-
-def _endangered(sandboxes: QuerySet[Any]) -> QuerySet[Any]:
-    """Return those of the sandboxes that are up and have a live session."""
-    live = Session.objects.using(sandboxes.db).live()
-    its_session = live.filter(pk=OuterRef("session_id"))
-    return sandboxes.filter(
-        Exists(its_session),
-        state__in=ALIVE,
-    )
-
-
-# -- lines of the audit log: what rows were before
-
-
-def _read_line(line: str) -> tuple[str, Mapping[str, Any]]:
-    """Return the action and the earlier rows by id; text before the JSON, as in a terminal, is ignored.
-
-    The action is '' if it was refused or rolled back, or if the text is not a line of the audit log.
-    """
-    try:
-        begin = line.index("{")
-        found = json.loads(line[begin:])
-        # The lines of a form have no outcome.
-        is_done = found.get("outcome", "done") == "done"
-        action = str(found["action"]) if is_done else ""
-        # Unlike dict(), this refuses a list of pairs.
-        before = {**found["before"]}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "", {}
-    return action, before
-
-
 def _paused_by(lines: str) -> dict[str, str]:
     """Return the statuses before the pause, by session id, from lines of the audit log.
 
@@ -483,11 +363,17 @@ def _paused_by(lines: str) -> dict[str, str]:
         line = pasted.strip()
         if not line:
             continue
-        action, before = _read_line(line)
-        # Only what a pause can have changed: the line may have been edited by hand.
-        known = {id: status for id, status in before.items() if status in LIVE}
-        is_pause = action.startswith(PAUSE.verb)
-        if not is_pause or not known:
+        known = {}
+        # An error leaves none: the text may be anything.
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            begin = line.index("{")  # after what a terminal has before it
+            found = json.loads(line[begin:])
+            is_done = found.get("outcome", "done") == "done"
+            if is_done and found["action"].startswith(PAUSE.verb):
+                # Only what a pause can have changed: the line may have been edited by hand.
+                before = found["before"].items()
+                known = {id: status for id, status in before if status in LIVE}
+        if not known:
             text = gettext("This line does not say that sessions were paused: %s")
             raise ValueError(text % line[:80])
         statuses |= known
@@ -498,7 +384,7 @@ def _paused_by(lines: str) -> dict[str, str]:
 def undo(model_admin: Any, request: HttpRequest) -> HttpResponse:
     """Restore the status of sessions that are still paused, from lines of the audit log.
 
-    The result of a pause sends its lines. Later, somebody pastes them from the log.
+    The result of a pause sends its line. Later, somebody pastes them from the log.
     """
     if not model_admin.has_act_permission(request):
         refuse(request, "resume")
@@ -541,8 +427,8 @@ def _resume(
         gettext("Resume"),
         gettext("Resume %s"),
         gettext("Resumed %s"),
+        only=(SessionStatus.PAUSED.value,),
     )
-    asked = Asked.of(request)._replace(ids=list(before), confirmed=len(before))
-    work = Work(resume, model_admin, request, asked)
     # The ids are in the form, as if they were ticked: no query has to find them.
-    return work.run(Session.objects.none())
+    asked = Asked.of(request) or Asked(list(before), False, len(before), "", "", 0, {})
+    return resume.run(model_admin, request, asked, Session.objects.none())

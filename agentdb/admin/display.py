@@ -14,7 +14,6 @@ from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.html import format_html
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst, slugify
 from django.utils.translation import gettext, gettext_noop
@@ -112,18 +111,6 @@ def row_url(site: admin.AdminSite, row: Model | None) -> str:
     model = row._meta.model_name
     id = quote(row.pk)
     return _url(site, f"agentdb_{model}_change", id)
-
-
-def own_url(request: HttpRequest, field: str) -> str:
-    """Return the address that a form names; '' if it belongs to another site."""
-    # Otherwise a form that somebody else made could send a user of this page on to any other.
-    url = request.POST.get(field, "")
-    is_ours = url_has_allowed_host_and_scheme(
-        url,
-        allowed_hosts={request.get_host()},
-        require_https=request.is_secure(),
-    )
-    return url if is_ours else ""
 
 
 def overview_url(site: admin.AdminSite) -> str:

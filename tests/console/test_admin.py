@@ -135,22 +135,9 @@ def test_viewer_cannot_add_change_or_delete(site: Site):
         )
         assert site.post(f"agentdb/{name}/{id}/delete/", post="yes").status == 403
         assert "selected" not in site.get(f"agentdb/{name}/").text
-    assert (
-        site.act(
-            "agentdb/session/", "pause_sessions", ["s0000"], confirmed="yes"
-        ).status
-        == 403
-    )
-    assert (
-        site.act(
-            "agentdb/sandbox/", "delete_sandboxes", ["b0000"], confirmed="yes"
-        ).status
-        == 403
-    )
-    assert (
-        site.act("agentdb/apikey/", "revoke_keys", ["k0000"], confirmed="yes").status
-        == 403
-    )
+    assert site.act("agentdb/session/", "pause_sessions", ["s0000"]).status == 403
+    assert site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000"]).status == 403
+    assert site.act("agentdb/apikey/", "revoke_keys", ["k0000"]).status == 403
 
     assert Session.objects.using(site.alias).get().status == "starting"
     assert site.db.get_sandbox("b0000") is not None
@@ -1152,24 +1139,19 @@ def test_pausing_asks_first_then_pauses_and_says_what_it_did(site: Site):
     before = sessions.get(pk="s0001")
 
     question = site.act("agentdb/session/", "pause_sessions", ["s0001", "s0003"])
-    assert "Pause 2 sessions?" in question.text
+    assert "Pause 1 session?" in question.text
     assert "agent-1 session s0001 (active)" in question.text
+    assert "s0003" not in question.text  # it has ended
     assert sessions.get(pk="s0001").status == "active"
 
-    answer = site.act(
-        "agentdb/session/",
-        "pause_sessions",
-        ["s0001", "s0003", "gone"],
-        confirmed="yes",
-    )
+    answer = site.post("agentdb/session/", **fields(question))
 
     paused = sessions.get(pk="s0001")
     # What an operator writes is not a sign of life.
     assert (paused.status, paused.last_active_at) == ("paused", before.last_active_at)
     assert sessions.get(pk="s0003").status == "ended"
     assert "Paused 1 session" in answer.text
-    assert "Skipped 1 (ended): s0003" in answer.text
-    assert "Skipped 1 (no longer there): gone" in answer.text
+    assert "Skipped" not in answer.text
     entry = LogEntry.objects.get()
     assert (entry.user_id, entry.object_id, entry.change_message) == (
         user.pk,
@@ -1178,20 +1160,40 @@ def test_pausing_asks_first_then_pauses_and_says_what_it_did(site: Site):
     )
 
 
-def test_a_form_that_was_edited_by_hand_is_taken_as_sent_now(site: Site):
+def test_rows_that_change_after_the_question_are_skipped(site: Site):
+    fill(site.alias, 15)
+    operator(site)
+    chosen = ["s0000", "s0001", "s0005", "s0006"]
+    question = site.act("agentdb/session/", "pause_sessions", chosen)
+    site.db.update_session_status("s0000", "ended")
+    site.db.delete_session("s0001")
+
+    answer = site.post("agentdb/session/", **fields(question))
+
+    assert "Pause 4 sessions?" in question.text
+    assert "Paused 2 sessions" in answer.text
+    assert "Skipped 2: gone, or changed meanwhile." in answer.text
+    record = site.db.get_session("s0000")
+    assert record is not None and record.status == "ended"
+
+
+@pytest.mark.parametrize("edited", ["x", "x:y:z", "0"])
+def test_a_confirmation_that_was_edited_by_hand_is_asked_for_again(
+    site: Site, edited: str
+):
     fill(site.alias, 3)
     operator(site)
+    form = fields(site.act("agentdb/session/", "pause_sessions", ["s0001"]))
 
-    answer = site.act(
-        "agentdb/session/",
-        "pause_sessions",
-        ["s0001"],
-        confirmed="1",
-        asked_at="2026-13-01T00:00:00Z",
-        done="x",
-    )
+    for asked in (edited, edited + form["asked"], form["asked"][:-1]):
+        page = site.post("agentdb/session/", **{**form, "asked": asked})
+        assert "Pause 1 session?" in page.text
 
-    assert "Paused 1 session" in answer.text
+    assert count(site, Session, status="active") == 1
+
+
+def test_an_action_refuses_nul_in_an_id(site: Site, superuser: User):
+    assert site.act("agentdb/session/", "pause_sessions", ["a\x00"]).status == 400
 
 
 def test_marking_cold_leaves_last_used_alone(site: Site):
@@ -1199,14 +1201,13 @@ def test_marking_cold_leaves_last_used_alone(site: Site):
     operator(site)
     before = Sandbox.objects.using(site.alias).get(pk="b0004")
 
-    answer = site.act(
-        "agentdb/sandbox/", "mark_cold", ["b0004", "b0000"], confirmed="yes"
-    )
+    cold = site.act("agentdb/sandbox/", "mark_cold", ["b0000"])
+    answer = site.confirm("agentdb/sandbox/", "mark_cold", ["b0004", "b0000"])
 
+    assert "None of these sandboxes can be changed." in cold.text
     after = Sandbox.objects.using(site.alias).get(pk="b0004")
     assert (after.state, after.last_used_at) == ("cold", before.last_used_at)
     assert "Marked 1 sandbox cold" in answer.text
-    assert "Skipped 1 (cold): b0000" in answer.text
 
 
 def test_deleting_sandboxes_removes_the_chosen_ones_only(site: Site):
@@ -1217,7 +1218,7 @@ def test_deleting_sandboxes_removes_the_chosen_ones_only(site: Site):
     question = site.act("agentdb/sandbox/", "delete_sandboxes", chosen)
     assert "Delete 5 sandboxes?" in question.text
     assert site.db.count_sandboxes() == 8
-    answer = site.act("agentdb/sandbox/", "delete_sandboxes", chosen, confirmed="yes")
+    answer = site.confirm("agentdb/sandbox/", "delete_sandboxes", chosen)
 
     assert ids(site.get("agentdb/sandbox/")) == ["b0000", "b0006", "b0007"]
     assert "Deleted 5 sandboxes" in answer.text
@@ -1225,18 +1226,12 @@ def test_deleting_sandboxes_removes_the_chosen_ones_only(site: Site):
     assert LogEntry.objects.count() == 5
 
 
-def test_all_that_match_are_acted_on_after_a_question_with_the_count(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
-    monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", 600)  # in one step
+def test_all_that_match_are_acted_on_after_a_question_with_the_count(site: Site):
     fill(site.alias, 60, tenants=2)
     operator(site)
     listed = "agentdb/sandbox/?tenant_id=t1"
 
-    question = site.act(
-        listed, "delete_sandboxes", ["b0001"], index="0", select_across="1"
-    )
+    question = site.act(listed, "delete_sandboxes", ["b0001"], select_across="1")
     assert "Delete 30 sandboxes?" in question.text
     assert "All 30 sandboxes that match:" in question.text
     assert "and 20 more" in question.text
@@ -1254,12 +1249,9 @@ def test_many_rows_are_acted_on_in_steps_that_say_how_far_they_are(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
-    monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", -1)
     fill(site.alias, 30)
     operator(site)
-    page = site.act(
-        "agentdb/session/", "pause_sessions", ["s0000"], index="0", select_across="1"
-    )
+    page = site.act("agentdb/session/", "pause_sessions", ["s0000"], select_across="1")
     steps = 0
 
     page = site.post("agentdb/session/", **fields(page))
@@ -1278,7 +1270,7 @@ def test_many_rows_are_acted_on_in_steps_that_say_how_far_they_are(
     assert "Resumed 6 sessions of 12; the rest follows" in undone.text
     undone = site.post("agentdb/session/undo/", **fields(undone))
     assert "Resumed 11 sessions" in undone.text
-    assert "Skipped 1 in the steps before." in undone.text
+    assert "Skipped 1: gone, or changed meanwhile." in undone.text
     assert count(site, Session, status="paused") == 6
 
 
@@ -1286,14 +1278,12 @@ def test_the_folders_of_all_steps_are_named_at_the_end(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
-    monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", -1)
     fill(site.alias, 20)
     operator(site)
     page = site.act(
         "agentdb/sandbox/",
         "delete_sandboxes",
         ["b0000"],
-        index="0",
         select_across="1",
         sure="1",
     )
@@ -1311,13 +1301,12 @@ def test_a_result_says_that_it_names_not_all_rows_of_so_many(
     site: Site, monkeypatch: pytest.MonkeyPatch, longest: int
 ):
     monkeypatch.setattr("agentdb.admin.actions.BATCH", 7)
-    monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", -1)
     monkeypatch.setattr("agentdb.admin.actions.LONGEST_LINE", longest)
     fill(site.alias, 20)
     operator(site)
 
     def run(path: str, action: str, id: str) -> Page:
-        page = site.act(path, action, [id], index="0", select_across="1", sure="1")
+        page = site.act(path, action, [id], select_across="1", sure="1")
         page = site.post(path, **fields(page), sure="1")
         while "data-send-on" in page.html:
             page = site.post(path, **fields(page))
@@ -1327,26 +1316,42 @@ def test_a_result_says_that_it_names_not_all_rows_of_so_many(
     deleted = run("agentdb/sandbox/", "delete_sandboxes", "b0000")
 
     # A part of them must not look like all of them.
-    assert "Undo" not in paused.text
-    assert "These are too many to be undone from here." in paused.text
-    assert paused.link("Paste the lines of the audit log").endswith("/session/undo/")
-    assert "The audit log names each workspace folder." in deleted.text
-    assert "/work/1" not in deleted.text
-    assert "and 14 more; the audit log names all" in deleted.text
+    too_many = "These are too many to be listed here. The audit log names all."
+    undo = paused.link("Undo it with the lines of the audit log")
+    assert undo.endswith("/session/undo/")
+    assert 'name="lines"' not in paused.html
+    assert too_many in paused.text and too_many in deleted.text
+    assert "s0001" not in paused.text and "/work/1" not in deleted.text
 
 
 def test_rows_that_came_after_the_question_are_not_acted_on(site: Site):
     fill(site.alias, 4)
     operator(site)
     question = site.act(
-        "agentdb/sandbox/", "delete_sandboxes", ["b0001"], index="0", select_across="1"
+        "agentdb/sandbox/", "delete_sandboxes", ["b0001"], select_across="1"
     )
-    site.db.insert_sandbox("b0000-new", "agent-1", "/work/new")
+    site.db.insert_sandbox("b9-new", "agent-1", "/work/new")
 
     site.post("agentdb/sandbox/", **fields(question))
 
     assert list(Sandbox.objects.using(site.alias).values_list("pk", flat=True)) == [
-        "b0000-new"
+        "b9-new"
+    ]
+
+
+def test_no_more_rows_than_the_user_confirmed_are_acted_on(site: Site):
+    fill(site.alias, 10)
+    operator(site)
+    path = "agentdb/session/?status=active"
+    question = site.act(path, "pause_sessions", ["s0001"], select_across="1")
+    site.db.update_session_status("s0009", "active")
+
+    answer = site.post(path, **fields(question))
+
+    assert "Pause 2 sessions?" in question.text
+    assert "Paused 2 sessions" in answer.text and "data-send-on" not in answer.html
+    assert list(Session.objects.using(site.alias).active()) == [
+        Session.objects.using(site.alias).get(pk="s0009")
     ]
 
 
@@ -1367,13 +1372,12 @@ def test_deleting_a_sandbox_in_which_a_live_session_runs_asks_more(site: Site):
         "live session"
         not in site.act("agentdb/sandbox/", "delete_sandboxes", ["b0000", "b0001"]).text
     )
-    unsure = site.act("agentdb/sandbox/", "delete_sandboxes", chosen, confirmed="2")
+    unsure = site.confirm("agentdb/sandbox/", "delete_sandboxes", chosen)
 
-    assert "Skipped 1 (a live session runs in it): b0004" in unsure.text
+    assert "Deleted 1 sandbox" in unsure.text
+    assert "Skipped 1: gone, or a live session runs in it." in unsure.text
     assert site.db.get_sandbox("b0004") is not None
-    sure = site.act(
-        "agentdb/sandbox/", "delete_sandboxes", ["b0004"], confirmed="1", sure="1"
-    )
+    sure = site.confirm("agentdb/sandbox/", "delete_sandboxes", ["b0004"], sure="1")
     assert "Deleted 1 sandbox" in sure.text
     assert site.db.get_sandbox("b0004") is None
 
@@ -1384,9 +1388,7 @@ def test_what_was_paused_is_resumed_as_it_was_from_the_audit_line(
     caplog.set_level("INFO", logger="agentdb.audit")
     fill(site.alias, 12)
     operator(site)
-    site.act(
-        "agentdb/session/", "pause_sessions", ["s0000", "s0001", "s0005"], confirmed="3"
-    )
+    site.confirm("agentdb/session/", "pause_sessions", ["s0000", "s0001", "s0005"])
     [line] = [each.message for each in caplog.records if each.name == "agentdb.audit"]
     site.db.update_session_status("s0005", "ended")
 
@@ -1395,7 +1397,7 @@ def test_what_was_paused_is_resumed_as_it_was_from_the_audit_line(
     )
 
     assert "Resumed 2 sessions" in page.text
-    assert "Skipped 1 (ended): s0005" in page.text
+    assert "Skipped 1: gone, or changed meanwhile." in page.text
     statuses = {
         id: site.db.get_session(id).status for id in ("s0000", "s0001", "s0005")
     }
@@ -1466,11 +1468,11 @@ def test_actions_keys_and_refusals_are_written_to_the_audit_log(
     fill(site.alias, 3)
     operator(site)
 
-    site.act("agentdb/session/", "pause_sessions", ["s0001"], confirmed="yes")
-    site.act("agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes")
-    site.act("agentdb/apikey/", "revoke_keys", ["k0001"], confirmed="yes")
+    site.confirm("agentdb/session/", "pause_sessions", ["s0001"])
+    site.confirm("agentdb/sandbox/", "delete_sandboxes", ["b0001"])
+    site.confirm("agentdb/apikey/", "revoke_keys", ["k0001"])
     site.log_in_viewer()
-    site.act("agentdb/session/", "pause_sessions", ["s0002"], confirmed="yes")
+    site.act("agentdb/session/", "pause_sessions", ["s0002"])
     site.post("agentdb/apikey/add/", tenant_id="t0")
     site.act("agentdb/session/", "\né", ["s0002"])
 
@@ -1511,9 +1513,7 @@ def test_what_cannot_be_written_down_is_not_done(
     fill(site.alias, 3)
     operator(site)
 
-    answer = site.act(
-        "agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes"
-    )
+    answer = site.confirm("agentdb/sandbox/", "delete_sandboxes", ["b0001"])
 
     assert "Nothing was changed. [Errno 2] No such file or directory: " in answer.text
     assert site.db.count_sandboxes() == 3
@@ -1536,9 +1536,7 @@ def test_action_that_is_undone_says_so_in_the_audit_log(
 
     monkeypatch.setattr(type(site.db), "run_transaction", fail_at_the_end)
     caplog.set_level("INFO", logger="agentdb.audit")
-    answer = site.act(
-        "agentdb/sandbox/", "delete_sandboxes", ["b0001"], confirmed="yes"
-    )
+    answer = site.confirm("agentdb/sandbox/", "delete_sandboxes", ["b0001"])
 
     assert "Nothing was changed. The database is away." in answer.text
     assert [line["outcome"] for line in audited(caplog)] == ["done", "undone"]
@@ -1549,7 +1547,7 @@ def test_revoking_a_key_locks_its_user_out(site: Site):
     operator(site)
     plain, record = site.db.issue_api_key("acme", "laptop")
 
-    answer = site.act("agentdb/apikey/", "revoke_keys", [record.id], confirmed="yes")
+    answer = site.confirm("agentdb/apikey/", "revoke_keys", [record.id])
 
     assert "Revoked 1 API key" in answer.text and record.id in answer.text
     assert site.db.authenticate(plain) is None
@@ -1569,9 +1567,7 @@ def test_action_that_the_database_refuses_changes_nothing_and_says_so(
         return real(self, id)
 
     monkeypatch.setattr(type(site.db), "delete_sandbox", fail_on_second)
-    answer = site.act(
-        "agentdb/sandbox/", "delete_sandboxes", ["b0001", "b0002"], confirmed="yes"
-    )
+    answer = site.confirm("agentdb/sandbox/", "delete_sandboxes", ["b0001", "b0002"])
 
     assert "Nothing was changed. The database is away." in answer.text
     assert site.db.count_sandboxes() == 5
@@ -1855,36 +1851,14 @@ def test_a_rows_page_offers_what_can_be_done_to_it_and_is_come_back_to(site: Sit
         "agentdb/session/",
         "pause_sessions",
         ["s0001"],
-        next=f"/admin/{path}",
-        index="0",
+        headers={"Referer": f"/admin/{path}"},
     )
     assert question.link("No, go back") == f"/admin/{path}"
-    answer = site.act(
-        "agentdb/session/",
-        "pause_sessions",
-        ["s0001"],
-        next=f"/admin/{path}",
-        confirmed="1",
-    )
+    answer = site.post("agentdb/session/", **fields(question))
 
     assert "Paused 1 session" in answer.text
     assert answer.link("Go back") == f"/admin/{path}"
     assert "Pause…" not in site.get(path).text
-
-
-@pytest.mark.parametrize(
-    "elsewhere",
-    ["https://example.org/", "//example.org/", "javascript:alert(1)", "/\\example.org"],
-)
-def test_an_action_leads_to_no_other_site(site: Site, elsewhere: str):
-    fill(site.alias, 3)
-    operator(site)
-
-    answer = site.act(
-        "agentdb/session/", "pause_sessions", ["s0001"], next=elsewhere, confirmed="1"
-    )
-
-    assert answer.link("Go back") == "/admin/agentdb/session/"
 
 
 def test_the_rows_of_a_check_are_the_ordinary_list(site: Site):
@@ -1902,9 +1876,7 @@ def test_the_rows_of_a_check_are_the_ordinary_list(site: Site):
             site.exported("agentdb/session/export/json/", check="silent")
         )
     ] == ["s0001"]
-    site.act(
-        "agentdb/session/?check=silent", "pause_sessions", ["s0001"], confirmed="1"
-    )
+    site.confirm("agentdb/session/?check=silent", "pause_sessions", ["s0001"])
 
     assert "No sessions match" in site.get("agentdb/session/", check="silent").text
 

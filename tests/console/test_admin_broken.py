@@ -318,7 +318,7 @@ def test_no_page_makes_a_file_where_the_database_file_was_removed(
             True,
         )
         assert not path.exists(), where
-    answer = site.act("agentdb/session/", "pause_sessions", ["s0001"], confirmed="1")
+    answer = site.act("agentdb/session/", "pause_sessions", ["s0001"])
     assert (answer.status, path.exists()) == (503, False)
     said = [each.message for each in caplog.records if each.name == "agentdb.console"]
     sentence = f"The database file '{path}' does not exist."

@@ -276,7 +276,7 @@ def test_pausing_some_or_all_of_a_dead_runners_sessions_is_no_sign_of_its_life(
     for id in ids:
         sandbox(fleet, "running", id)
 
-    fleet.act("agentdb/session/", "pause_sessions", ids[:1], confirmed="1")
+    fleet.confirm("agentdb/session/", "pause_sessions", ids[:1])
 
     assert said(fleet) == {"runner": 1, "sandbox-alone": 1}
     undone = fleet.post(
@@ -285,7 +285,7 @@ def test_pausing_some_or_all_of_a_dead_runners_sessions_is_no_sign_of_its_life(
     )
     assert "Resumed 1 session" in undone.text
     assert said(fleet) == {"runner": 1}
-    fleet.act("agentdb/session/", "pause_sessions", ids[:1], confirmed="1")
+    fleet.confirm("agentdb/session/", "pause_sessions", ids[:1])
     assert "31 min ago" in found(fleet)["runner"].detail
     page = fleet.get("agentdb/session/runner/", id="dead")
     assert "silent" in page.text

@@ -82,11 +82,6 @@ def test_viewers_of_the_overview_share_it_as_far_as_they_may_see_the_same(
     assert "Top tenants" in first and "Top tenants" in second
     assert "Top tenants" not in narrow
     site.log_in(superuser)
-    site.post(
-        "agentdb/session/?status=active",
-        action="pause_sessions",
-        _selected_action=["s0001"],
-        confirmed="1",
-    )
+    site.confirm("agentdb/session/?status=active", "pause_sessions", ["s0001"])
     site.get("")
     assert len(made) == 3  # what was changed here shows at once

@@ -80,13 +80,25 @@ class Site:
         assert response.status_code == 200
         return b"".join(response.streaming_content).decode()
 
-    def post(self, path: str, *, follow: bool = True, **data: Any) -> Page:
-        return Page(self.client.post(f"/admin/{path}", data, follow=follow))
+    def post(
+        self,
+        path: str,
+        *,
+        follow: bool = True,
+        headers: dict[str, str] | None = None,
+        **data: Any,
+    ) -> Page:
+        return Page(
+            self.client.post(f"/admin/{path}", data, follow=follow, headers=headers)
+        )
 
     def act(self, path: str, action: str, ids: list[str], **more: Any) -> Page:
-        """Choose an action for rows of a list; with ``confirmed="yes"`` the answer to its question too."""
-        first: dict[str, Any] = {} if more else {"index": "0"}
-        return self.post(path, action=action, _selected_action=ids, **first, **more)
+        """Choose an action for rows of a list, and return its question; ``confirm`` answers that."""
+        return self.post(path, action=action, _selected_action=ids, index="0", **more)
+
+    def confirm(self, path: str, action: str, ids: list[str], **more: Any) -> Page:
+        """Choose an action for rows of a list, and answer its question with yes."""
+        return self.post(path, **fields(self.act(path, action, ids)), **more)
 
 
 def audited(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -237,7 +249,6 @@ def site(
     ):
         monkeypatch.setattr(f"agentdb.{limit}", 60.0)
     monkeypatch.setattr(questions, "PAGE_SECONDS", 240.0)
-    monkeypatch.setattr("agentdb.admin.actions.STEP_SECONDS", 240.0)
     monkeypatch.setattr(
         "agentdb.admin.guard.question",
         lambda connection, seconds: questions.question(connection, 240.0),
