@@ -1330,6 +1330,7 @@ def test_rows_that_came_after_the_question_are_not_acted_on(site: Site):
     question = site.act(
         "agentdb/sandbox/", "delete_sandboxes", ["b0001"], select_across="1"
     )
+    site.db.delete_sandbox("b0003")  # so that the number alone does not keep it
     site.db.insert_sandbox("b9-new", "agent-1", "/work/new")
 
     site.post("agentdb/sandbox/", **fields(question))
