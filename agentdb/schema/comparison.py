@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -36,7 +35,7 @@ def compare(
     With ``names=False`` constraints and indexes are matched by what they do, whatever they are called, and a unique
     index serves as a UNIQUE constraint: that is how the old server's databases differ among themselves.
 
-    One change is one difference: what a missing or renamed column takes with it is told in that column's line.
+    One change is one difference: the line of a missing, renamed or recollated column stands for its keys too.
     """
     found: list[Difference] = []
     for name, table in expected.items():
@@ -122,13 +121,14 @@ class _TableDiff:
         ]
         self.extra = [column for column in live.columns if column.name not in self.ours]
         self.renamed = _renamed(self.missing, self.extra)
-        self._old_names = {new: old for old, new in self.renamed.items()}
-        self._recollated = {
-            column.name
+        recollated = [
+            column
             for column in expected.columns
             if (found := live.column(column.name))
             and found.collation != column.collation
-        }
+        ]
+        told = {column.name for column in (*self.missing, *recollated)}
+        self.told = told.union(self.renamed.values())
 
     def differences(self) -> list[Difference]:
         if self.live.kind != self.expected.kind:
@@ -215,7 +215,7 @@ class _TableDiff:
 
     def _extra_columns(self) -> Iterator[Difference]:
         for column in self.extra:
-            if column.name in self._old_names:
+            if column.name in self.told:
                 continue
             text = _column_text(column)
             title = f"Column {self.table}.{column.name} ({text})"
@@ -227,28 +227,11 @@ class _TableDiff:
 
     # --------------------------------------------------------------------------------------------------------- keys
 
-    def _as_in_models(self, sql: str) -> str:
-        """Return the expression as if the columns had the models' names and collations.
-
-        A changed column would show in its keys too, and has a line of its own.
-        """
-        # In one pass over the words: names that were swapped would be swapped back by a second one.
-        sql = re.sub(r"\w+", lambda match: self._old_names.get(match[0], match[0]), sql)
-        if sql.partition(" ")[0] in self._recollated:
-            return re.sub(r" COLLATE \S+", "", sql)
-        return sql
-
     def _keys_of(self, table: Table) -> list[Key]:
+        """Return the primary key, the UNIQUE constraints and the indexes, but for those whose column is told."""
         primary = [table.primary_key] if table.primary_key else []
-        return [
-            replace(
-                key,
-                columns=tuple(map(self._as_in_models, key.columns)),
-                condition=key.condition and self._as_in_models(key.condition),
-                include=tuple(map(self._as_in_models, key.include)),
-            )
-            for key in (*primary, *table.keys)
-        ]
+        keys = [*primary, *table.keys]
+        return [key for key in keys if _reads(key).isdisjoint(self.told)]
 
     def _keys(self) -> Iterator[Difference]:
         """Compare the primary keys, the UNIQUE constraints and the indexes."""
@@ -269,13 +252,10 @@ class _TableDiff:
         for is_pair in (is_primary, is_same, has_name, self._is_alike):
             for key, other in _paired(wanted, live, is_pair):
                 yield from self._key(key, other)
-        gone = {column.name for column in self.missing}
         for key in wanted:
-            # A key goes with its column, whose line is enough.
-            if _reads(key).isdisjoint(gone):
-                message = f"{_title(key)} on {self.table} {_on(key)} is missing."
-                code = f"{_NOUNS[key.kind]}.missing"
-                yield self._difference(code, key.name, _text(key), None, message)
+            message = f"{_title(key)} on {self.table} {_on(key)} is missing."
+            code = f"{_NOUNS[key.kind]}.missing"
+            yield self._difference(code, key.name, _text(key), None, message)
         yield from map(self._extra_key, live)
 
     def _is_alike(self, key: Key, other: Key) -> bool:

@@ -68,10 +68,10 @@ class Verification:
                 f"A newer agentdb migrated this database: {listed(self.unknown)} {_is(self.unknown)} not known here. "
                 "Upgrade agentdb."
             )
-        if not self.tables:
-            return self._verdict_without_tables()
         if self.differences and self.differences[0].code == "table.elsewhere":
             return "The search_path leads to more than one schema. Name one, and run the command again."
+        if not self.recorded and not self.tables:
+            return "There are no agentdb tables. Run 'agentdb migrate'."
         if not self.recorded:
             return "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
         if not self.record_is_true:
@@ -81,13 +81,6 @@ class Verification:
             pending = listed(self.pending)
             return f"The tables are as {self.recorded[-1]} leaves them. Run 'agentdb migrate' to apply {pending}."
         return self._verdict_of_differences()
-
-    def _verdict_without_tables(self) -> str:
-        if self.recorded:
-            return f"Migrations {listed(self.recorded)} are recorded, but no table is there. Restore a backup."
-        if self.differences and self.differences[0].code == "table.elsewhere":
-            return "No agentdb tables in the current schema (see search_path)."
-        return "There are no agentdb tables. Run 'agentdb migrate'."
 
     def _verdict_of_differences(self) -> str:
         if not self.differences:

@@ -433,13 +433,9 @@ def test_two_columns_of_one_definition_are_not_taken_for_renamed(database):
 
         found = lines(database)
 
-    collation = "" if database.engine == "sqlite" else ' COLLATE "C"'
-    keys = f"DESC, id{collation} DESC)"
     assert found == [
         "Column agents.created_at is missing.",
         "Column agents.updated_at is missing.",
-        f"Index idx_agents_created on agents is an index on (made_at {keys}; it should be an index on "
-        f"(created_at {keys}.",
     ]
 
 
