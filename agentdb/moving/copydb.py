@@ -19,8 +19,6 @@ from django.db.models import Model
 from agentdb.adoption.obstacles import (
     SHOWN_ROWS,
     Refusal,
-    UnusableValue,
-    UnusableValues,
     too_wide,
     unusable_reason,
 )
@@ -51,11 +49,7 @@ from agentdb.schema.inspection import (
 )
 from agentdb.schema.other_tables import other_tables
 from agentdb.schema.queries import count_rows, lifted_limits, quote_name, rows, run
-from agentdb.schema.rows import (
-    StoredColumn,
-    shown,
-    unreadable_timestamps,
-)
+from agentdb.schema.rows import StoredColumn, shown
 from agentdb.serving.connections import describe
 from agentdb.sqlite_files import identity
 from agentdb.wording import counted
@@ -433,14 +427,9 @@ def refuse_uncopyable(
     reading: BaseDatabaseWrapper, writing: BaseDatabaseWrapper
 ) -> None:
     """Raise ``InvalidInputError`` with the first values that the target cannot store."""
-    if reading.vendor == "sqlite":
-        reason = partial(_reason, writing.vendor)
-        contents = read_contents(reading, read_tables(reading), reason=reason)
-        values = unusable_values(contents.values())
-    else:
-        values = UnusableValues()
-        for value in _unusable_on_a_server(reading):
-            values.add(value)
+    reason = partial(_reason, writing.vendor)
+    contents = read_contents(reading, read_tables(reading), reason=reason)
+    values = unusable_values(contents.values())
     if values.total:
         refusal = Refusal.about(
             values,
@@ -461,19 +450,6 @@ def _reason(target: str, column: StoredColumn, value: Any) -> str | None:
     if target != "sqlite" and "\0" in (value or ""):
         return "has a NUL character, which PostgreSQL cannot store"
     return None
-
-
-def _unusable_on_a_server(connection: BaseDatabaseWrapper) -> Iterator[UnusableValue]:
-    # A server's types leave one thing that no other engine, nor Python, can hold: 'infinity' and the years beyond 9999.
-    tables = expected_tables(connection, apps).values()
-    for found in unreadable_timestamps(connection, tables):
-        yield UnusableValue(
-            found.table,
-            f"id {found.id!r}",
-            found.column,
-            repr(found.value),
-            "is outside the years 1 to 9999",
-        )
 
 
 def left_behind(alias: str) -> list[str]:

@@ -414,6 +414,28 @@ def test_copydb_names_every_kind_of_value_that_cannot_be_copied_before_it_writes
     ) == [(0,)]
 
 
+@pytest.mark.parametrize("engine", ["postgresql"])
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ("infinity", "infinity"),
+        ("12026-01-01 00:00:00+00", "12026-01-01 00:00:00"),
+        ("0044-03-15 00:00:00+00 BC", "0044-03-15 00:00:00+00 BC"),
+    ],
+)
+def test_copydb_names_times_that_only_a_server_stores(
+    url: str, make_url: MakeUrl, engine: str, stored: str, shown: str
+) -> None:
+    fill(url)
+    execute(url, f"UPDATE sessions SET created_at = '{stored}' WHERE id = 's1'")
+    target = make_url("sqlite")
+
+    assert refusal(url, target).splitlines()[1:] == [
+        f"  table 'sessions', id 's1', column 'created_at': {shown!r} is in no known timestamp format"
+    ]
+    assert not sqlite_path(target).exists()
+
+
 def test_a_copy_looks_at_each_column_of_the_models() -> None:
     for model in apps.get_app_config("agentdb").get_models():
         columns = {field.column for field in model._meta.concrete_fields}
