@@ -38,7 +38,7 @@ def lowest(session: nox.Session) -> None:
     session.install(
         "django==5.2",
         "django-cockroachdb==5.2.2",
-        "psycopg[binary]==3.2.4",
+        "psycopg[binary,pool]==3.2.4",
         "dj-database-url==3.0.0",
     )
     session.run("python", "-m", "pytest", "--numprocesses=logical", *session.posargs)

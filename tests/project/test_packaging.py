@@ -131,7 +131,7 @@ def test_wheel_requires_django_psycopg_and_dj_database_url_only(wheel):
     }
     assert {line.split("<")[0].split(">")[0] for line in always} == {
         "django",
-        "psycopg[binary]",
+        "psycopg[binary,pool]",
         "dj-database-url",
     }
     assert metadata["Requires-Python"] == ">=3.11"
@@ -163,7 +163,7 @@ def test_the_page_about_size_and_licences_is_true():
 
     assert {name for name, _, _ in rows} == required_by("django-agentdb") - {
         "django-agentdb"
-    } | {"psycopg-binary"}
+    } | {"psycopg-binary", "psycopg-pool"}
     for name, megabytes, licence in rows:
         installed = distribution(name)
         # Indexing raises for a missing field from Python 3.12 on.
