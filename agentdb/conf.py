@@ -88,6 +88,11 @@ def database_from_url(url: str) -> dict[str, Any]:
         raise InvalidInputError(
             f"The database URL must be a string, not {type(url).__name__}."
         )
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        # Without the URL, which may have a password. An environment variable may hold such bytes.
+        raise InvalidInputError("The database URL is not valid UTF-8.") from None
     scheme, rest = _scheme_and_rest(url)
     is_file = _SCHEMES[scheme] == "sqlite"
     # dj_database_url drops what it cannot place, and guesses. What it would misread is refused before and after.
@@ -158,6 +163,10 @@ def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
         # urllib, below dj_database_url, knows URLs of one host only.
         one, hosts, ports = _several_hosts(rest)
     place, _, _ = rest.partition("?")
+    if is_file and place == ":memory:":
+        one = (
+            f"/{rest}"  # otherwise urllib reads a host and its port before the options
+        )
     location, _, path = place.partition("/")
     if not is_file and "@" in path:
         # Otherwise part of a password would be read as the host or database, and printed.

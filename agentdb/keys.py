@@ -37,10 +37,14 @@ class KeyHashes:
             raise InvalidInputError(
                 "key_secret must not be empty. Leave it out to store keys as SHA-256."
             )
-        # An environment variable may hold bytes that are not UTF-8.
-        self._secret = (
-            None if secret is None else secret.encode(errors="surrogateescape")
-        )
+        self._secret: bytes | None = None
+        if secret is None:
+            return
+        try:
+            # An environment variable may hold bytes that are not UTF-8.
+            self._secret = secret.encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            raise InvalidInputError("key_secret has a lone surrogate.") from None
 
     def generate(self) -> tuple[str, str]:
         """Return a new plain key and its hash. Show the plain key once, and do not store it."""

@@ -30,6 +30,7 @@ _LIMITS = {
     [
         ("sqlite://:memory:", ":memory:"),
         ("sqlite:///:memory:", ":memory:"),
+        ("sqlite://:memory:?timeout=5", ":memory:"),
         ("sqlite:///relative.db", "{cwd}/relative.db"),
         ("sqlite:///folder/../relative.db", "{cwd}/relative.db"),
         ("sqlite:////absolute/file.db", "/absolute/file.db"),
@@ -291,6 +292,8 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
             f"The database URL begins with 'mysql+pymysql'; supported are {_KNOWN}.",
         ),
         ("sqlite:///a%00.db", f"The sqlite:// {_NUL}"),
+        ("sqlite:///\udcff.db", "The database URL is not valid UTF-8."),
+        ("postgresql://u:\ud800@h/a", "The database URL is not valid UTF-8."),
         (
             "sqlite://:memory",
             "The sqlite:// URL cannot be read. Write sqlite:///file.db, or sqlite://:memory:.",

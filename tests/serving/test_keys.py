@@ -214,6 +214,7 @@ def test_a_secret_of_the_environment_may_be_any_bytes(monkeypatch: pytest.Monkey
     ("secret", "message"),
     [
         ("", "key_secret must not be empty. Leave it out to store keys as SHA-256."),
+        ("s3cr\ud800", "key_secret has a lone surrogate."),
         (SECRET.encode(), "key_secret must be a string, not bytes."),
         (7, "key_secret must be a string, not int."),
     ],
