@@ -340,6 +340,7 @@ class AsyncDb:
         async def call(db: Db) -> Any:
             with _inside_of(self._source) as inside:
                 view = _TransactionDb(inside, transaction, db)
+                view._tenant_id = self._tenant_id
                 return await fn(view)
 
         def job_of(work: Callable[[Db], Any]) -> Job:

@@ -616,7 +616,9 @@ class MemoryDb(KeyIssuer):
         return "a MemoryDb"
 
     def close(self) -> None:
-        self._closed = True
+        # A tenant's view is closed alone, but the view of a transaction is the Db itself.
+        closed = self._whole if self._tenant_id is None else self
+        closed._closed = True
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

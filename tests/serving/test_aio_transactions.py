@@ -159,6 +159,22 @@ def test_an_object_with_an_async_call_is_a_coroutine_function_nested_too(
     asyncio.run(work())
 
 
+def test_the_transaction_of_a_view_refuses_another_tenant_at_once(
+    make_db: Callable[[], AsyncDb],
+) -> None:
+    """As the view around it does, and not only when the view of the other tenant is called."""
+
+    async def other(tx: AsyncDb) -> None:
+        tx.for_tenant("globex")
+
+    async def work() -> None:
+        async with make_db() as db:
+            with pytest.raises(InvalidInputError, match="of the tenant 'acme'"):
+                await db.for_tenant("acme").run_transaction(other)
+
+    asyncio.run(work())
+
+
 def test_stop_iteration_out_of_a_coroutine_function_ends_the_transaction(
     make_db: Callable[[], AsyncDb],
 ) -> None:

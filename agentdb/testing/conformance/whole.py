@@ -345,6 +345,20 @@ class WholeContract(Subject):
         with pytest.raises(DatabaseClosedError):
             view.list_agents()
 
+    def test_a_transaction_whose_function_closes_the_db_stores_nothing(
+        self, db: Db
+    ) -> None:
+        """The ``Db`` of a transaction is the one around it, so ``close()`` ends both."""
+
+        def work(inside: Db) -> None:
+            make_session(inside)
+            inside.close()
+
+        with pytest.raises(DatabaseClosedError):
+            db.run_transaction(work)
+        with pytest.raises(DatabaseClosedError):
+            db.list_agents()
+
     def test_health_is_ok_without_a_reason(self, db: Db) -> None:
         health = db.health()
 
