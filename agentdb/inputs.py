@@ -198,8 +198,8 @@ def silence(value: object) -> timedelta:
 
 def age(text: str) -> timedelta:
     """Read ``30d``: a whole number and m, h, d or w."""
-    # No unit is guessed: 30 could be days or seconds. Six digits are centuries, and no timedelta overflows.
-    match = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", text)
+    # No unit is guessed: 30 could be days or seconds. Five digits are centuries, and still lead to a year above 1.
+    match = re.fullmatch(r"([1-9]\d{0,4})([mhdw])", text)
     if match is None:
         raise InvalidInputError(
             f"--older-than {text!r} is not an age. Write a whole number and a unit: 90m, 12h, 30d or 8w."

@@ -154,9 +154,10 @@ def _serve(wanted: dict[str, Any]) -> int:
     port, user, read_only = wanted["port"], wanted["user"], wanted["read_only"]
     try:
         server = ThreadedWSGIServer((HOST, port), WSGIRequestHandler)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", "it must be from 0 to 65535")
         sys.stderr.write(
-            f"Port {port} of {HOST} cannot be used: {error.strerror}. Name another one with --port.\n"
+            f"Port {port} of {HOST} cannot be used: {reason}. Name another one with --port.\n"
         )
         return 1
     with server:

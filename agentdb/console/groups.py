@@ -39,7 +39,7 @@ def moment(text: str, now: datetime) -> datetime:
     A time without a date is the latest such time, and one without a zone is in UTC, as all times of the console are.
     Raises ``ValueError`` with a sentence for anything else.
     """
-    with suppress(ValueError, OverflowError):
+    with suppress(ValueError):
         return now - age(text)
     try:
         # Without a date; fromisoformat of a datetime would refuse it.

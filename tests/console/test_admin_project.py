@@ -566,6 +566,17 @@ def test_runadmin_says_which_port_is_taken(url: str):
     )
 
 
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_runadmin_says_that_a_port_cannot_be(url: str):
+    with runadmin(url, "--port", "65536") as server:
+        _, stderr = server.communicate()
+
+    assert server.returncode == 1
+    assert stderr.endswith(
+        "Port 65536 of 127.0.0.1 cannot be used: it must be from 0 to 65535. Name another one with --port.\n"
+    )
+
+
 class Replaced(Exception):
     """Raised where the program would become the server."""
 

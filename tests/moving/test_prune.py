@@ -119,7 +119,7 @@ def test_only_one_tenants_sessions_go(db: DjangoDb, url: str):
 
 @pytest.mark.parametrize("engine", ["sqlite"])
 @pytest.mark.parametrize(
-    "text", ["", "30", "d", "-1d", "0d", "1.5h", "30 d", "1y", "9999999d"]
+    "text", ["", "30", "d", "-1d", "0d", "1.5h", "30 d", "1y", "999999w"]
 )
 def test_what_is_no_age_is_refused_by_name(url: str, text: str):
     run = run_prune(url, f"--older-than={text}")
