@@ -15,7 +15,7 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.core.paginator import Paginator
 from django.db import connections
-from django.db.models import F, Q
+from django.db.models import F, OrderBy, Q
 from django.db.models.lookups import GreaterThan, LessThan
 from django.http import HttpRequest
 from django.utils import timezone
@@ -46,11 +46,10 @@ class Order(NamedTuple):
     def expressions(self) -> list[Any]:
         # The id makes the order total: without it, rows of the same instant could be on two pages or on none. Its order
         # is that of the index, whatever the locale of the server.
-        at = F(self.at)
-        id = CodePointOrder("id")
-        if self.oldest_first:
-            return [at.asc(), id.asc()]
-        return [at.desc(), id.desc()]
+        return [
+            OrderBy(each, descending=not self.oldest_first)
+            for each in (F(self.at), CodePointOrder("id"))
+        ]
 
     def place(self, rows: Iterable[Any]) -> str | None:
         """Return the place of the first row whose timestamp and id can be read, for ``beyond``; None if there is none.

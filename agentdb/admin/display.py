@@ -157,29 +157,27 @@ def _short(
 ) -> SafeString:
     """Return a text of which the page shows the first and last characters, and not the domain after it.
 
-    The whole is shown on hover, and can be copied unless it is too long for a page.
+    The whole is shown on hover, and can be copied. A text too long for a page is cut, as in any link.
     """
-    # All of it is in the page, so that copying and the browser's search find it; the style hides the middle.
     whole = text + domain
+    if len(whole) > LONGEST_SHOWN:
+        return link(url, whole)
+    # All of it is in the page, so that copying and the browser's search find it; the style hides the middle.
     start = text
     middle = end = ""
     if len(text) > head + tail + LEAST_HIDDEN:
         start = text[:head]
-        middle = cut(text[head:-tail])
+        middle = text[head:-tail]
         end = text[-tail:]
-    copy = ""
-    if len(whole) <= LONGEST_SHOWN:
-        copy = format_html(' data-copy="{}"', whole)
     return format_html(
-        '<{tag} class="agentdb-id" title="{title}"{copy}>{start}{middle}{end}{domain}</{name}>',
+        '<{tag} class="agentdb-id" title="{whole}" data-copy="{whole}">{start}{middle}{end}{domain}</{name}>',
         tag=format_html('a href="{}"', url) if url else "span",
         name="a" if url else "span",
-        title=cut(whole),
-        copy=copy,
+        whole=whole,
         start=start,
         middle=_hidden(middle),
         end=end,
-        domain=_hidden(cut(domain)),
+        domain=_hidden(domain),
     )
 
 

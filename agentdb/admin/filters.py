@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from django.contrib.admin import SimpleListFilter
 from django.db import connections
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.admin.display import badge, viewable
-from agentdb.console.checks import CAP, Check, Fleet, check_of
+from agentdb.console.checks import CAP, Fleet, check_of
 from agentdb.console.figures import distinct_values
 from agentdb.console.groups import moment
 from agentdb.console.questions import ask
 from agentdb.interface import SandboxState, SessionStatus
-from agentdb.models import Agent
+from agentdb.models import Agent, Session
 
 SUGGESTIONS = 12
 NEWEST_AGENTS = 500  # agents offered without a tenant filter
@@ -36,18 +37,7 @@ class ColumnFilter(SimpleListFilter):
     column: ClassVar[str]
     is_typed: ClassVar[bool] = False  # instead of chosen
     is_link_only: ClassVar[bool] = False  # shown in the bar only when a link has set it
-
-    def __init__(
-        self,
-        request: HttpRequest,
-        params: dict[str, list[str]],
-        model: type[Model],
-        model_admin: Any,
-    ) -> None:
-        self.model_admin = model_admin
-        self.connection = connections[model_admin.alias]
-        self.mistake = ""  # why the value means nothing, once ``queryset`` was called
-        super().__init__(request, params, model, model_admin)
+    mistake = ""  # why the value means nothing, once ``queryset`` was called
 
     def value(self) -> str:
         # PostgreSQL refuses NUL in a text.
@@ -58,8 +48,8 @@ class ColumnFilter(SimpleListFilter):
         """The value shown in the filter bar; empty without a filter."""
         return self.value()
 
-    def condition(self) -> Q:
-        """Return what rows must meet; ``queryset`` calls it only with a value.
+    def condition(self, rows: QuerySet[Any]) -> Q:
+        """Return what the rows must meet; ``queryset`` calls it only with a value.
 
         Raises ``ValueError`` with a sentence, which the list shows, for a value that means nothing.
         """
@@ -70,7 +60,7 @@ class ColumnFilter(SimpleListFilter):
         if not self.value():
             return queryset
         try:
-            return queryset.filter(self.condition())
+            return queryset.filter(self.condition(queryset))
         # A check reads ids; one that is not UTF-8 is the database's fault. UnicodeError is a ValueError too.
         except UnicodeError:
             raise
@@ -96,16 +86,17 @@ class TextFilter(ColumnFilter):
         """Return values to suggest, each with itself as its label."""
         # Suggestions only: if they cannot be read, the list still works. Django asks for them when it makes the filter,
         # also for an export; that costs a few probes of an index.
-        answer = ask(self.connection, self.known_values)
+        connection = connections[model_admin.alias]
+        answer = ask(connection, partial(self.known_values, model_admin))
         values = answer.value or ()
         suggested = values[:SUGGESTIONS]
         return [(value, value) for value in suggested]
 
-    def known_values(self) -> Sequence[str] | None:
+    def known_values(self, model_admin: Any) -> Sequence[str] | None:
         """Return some values of the column, by its index, in order."""
         return distinct_values(
-            self.connection,
-            self.model_admin.model,
+            connections[model_admin.alias],
+            model_admin.model,
             self.column,
             limit=SUGGESTIONS,
         )
@@ -114,15 +105,13 @@ class TextFilter(ColumnFilter):
 class AgentNameFilter(TextFilter):
     """Names of agents: those of the filtered tenant, or the newest ones."""
 
-    def known_values(self) -> Sequence[str] | None:
+    def known_values(self, model_admin: Any) -> Sequence[str] | None:
         """Return the names in order, each once; None to a user who may not see agents."""
-        allowed = viewable(self.model_admin.admin_site, self.request)
-        if Agent not in allowed:
+        if Agent not in viewable(model_admin.admin_site, self.request):
             return None
         # No index has the names alone: those of a tenant, or else of the newest agents.
-        agents = Agent.objects.using(self.connection.alias).newest_first()
-        tenant_id = self.request.GET.get("tenant_id", "")
-        tenant_id = tenant_id.replace("\x00", "")
+        agents = Agent.objects.using(model_admin.alias).newest_first()
+        tenant_id = self.request.GET.get("tenant_id", "").replace("\x00", "")
         if tenant_id:
             agents = agents.of_tenant(tenant_id).order_by("name")
         names = agents.values_list("name", flat=True)
@@ -158,7 +147,7 @@ class AgeFilter(ColumnFilter):
     def shown(self) -> str:
         return str(self.buckets.get(self.value(), self.value()))
 
-    def condition(self) -> Q:
+    def condition(self, rows: QuerySet[Any]) -> Q:
         """Return the range of the timestamp. ``moment`` raises ``ValueError`` for a text that is not a time."""
         value = self.value()
         age = value.removeprefix("over")
@@ -177,9 +166,10 @@ class PeriodFilter(ColumnFilter):
     is_link_only = is_typed = True
     lookup: ClassVar[str]
 
-    def condition(self) -> Q:
+    def condition(self, rows: QuerySet[Any]) -> Q:
         at = moment(self.value(), timezone.now())
-        return Q((f"{self.model_admin.indexed}__{self.lookup}", at))
+        indexed = "created_at" if rows.model is Session else "last_used_at"
+        return Q((f"{indexed}__{self.lookup}", at))
 
 
 class FromFilter(PeriodFilter):
@@ -202,25 +192,17 @@ class CheckFilter(ColumnFilter):
     is_link_only = True
 
     @property
-    def check(self) -> Check | None:
-        """The check that the address names; None if it is of another table, or there is none."""
-        check = check_of(self.value())
-        if check is None or check.model is not self.model_admin.model:
-            return None
-        return check
-
-    @property
     def shown(self) -> str:
-        return str(self.check.title) if self.check else self.value()
+        check = check_of(self.value())
+        return str(check.title) if check else self.value()
 
-    def condition(self) -> Q:
+    def condition(self, rows: QuerySet[Any]) -> Q:
         """Return the rows that the check finds now: their ids, or its query if they are ``CAP`` or more."""
-        if self.check is None:
+        check = check_of(self.value())
+        if check is None or check.model is not rows.model:
             text = gettext("%s is not a check of this table.")
             raise ValueError(text % self.value()[:60])
-        fleet = Fleet(self.connection.alias)
-        rows = self.check.counted(fleet)
-        found = rows.order_by().values_list("pk", flat=True)
+        found = check.counted(Fleet(rows.db)).order_by().values_list("pk", flat=True)
         # A check's conditions may be slow, and the page, its count and its export would each evaluate them again, in an
         # order that suits the list instead of the check. So find its rows once, and name them if they are few.
         ids = list(found[:CAP])

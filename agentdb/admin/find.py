@@ -33,7 +33,7 @@ from agentdb.serving.adapter import DjangoDb
 
 SECONDS = 0.5  # seconds for one query, which may have no index
 SHOWN = 6  # results of each kind
-LOOKED_THROUGH = 20_000  # ids compared with a shortened one
+LOOKED_THROUGH = 20_000  # values compared with a shortened one
 LONGEST = 512
 
 # What surrounds an id that was copied from a log, a mail or source code.
@@ -95,7 +95,7 @@ class Search:
         if found or self.text.startswith(PREFIX):
             return found
         for model in self.allowed:
-            found += self._answer(model, self._ids, model)
+            found += self._answer(model, self._values, model, "pk", "")
         for model, column, kind in _VALUES:
             found += self._answer(model, self._values, model, column, kind)
         # Labels and names of agents have no index of their own, but their tables are small beside the others.
@@ -138,10 +138,6 @@ class Search:
             is_exact=name == self.text,
         )
 
-    def _is_meant(self, value: str) -> bool:
-        """Return whether the text may stand for the value."""
-        return value.startswith(self.beginning) and value.endswith(self.end)
-
     def _key(self) -> Iterator[Hit]:
         """Find the API key that the text is; the result names its label, or its id."""
         db = DjangoDb(self.alias)
@@ -152,43 +148,38 @@ class Search:
         name = record.label or record.id
         yield self._hit(row, name, self.text)
 
-    def _ids(self, model: type[Model]) -> Iterator[Hit]:
-        """Find rows by their id, its beginning, or what a page shows of it.
-
-        An exact match first, since thousands of ids may begin like it.
-        """
-        rows = model._default_manager.using(self.alias)
-        ids = rows.values_list("pk", flat=True).order_by("pk")
-        found = list(ids.filter(pk=self.text))
-        if not found:
-            # LIKE 'x%' uses an index on neither engine: SQLite's ignores case, PostgreSQL's needs the C locale. But in
-            # most collations the ids with this prefix follow it directly.
-            most = LOOKED_THROUGH if self.end else SHOWN
-            following = ids.filter(pk__gte=self.beginning)
-            found = [id for id in following[:most] if self._is_meant(id)]
-        for id in found[:SHOWN]:
-            row = model(pk=id)
-            yield self._hit(row, text=id, name=id)
-
     def _values(self, model: type[Model], column: str, kind: str) -> Iterator[Hit]:
-        """Find tenants or runners by the index of a column; ``kind`` is the name of their page."""
-        values = distinct_values(
-            connections[self.alias],
-            model,
-            column,
-            at_least=self.beginning,
-            limit=SHOWN,
-        )
-        for value in values:
-            if not self._is_meant(value):
-                continue
-            url = page_url(self.site, kind, id=value)
-            yield Hit(
-                gettext(kind),
-                value,
-                url,
-                is_exact=value == self.text,
+        """Find values by the index of a column: their beginning, or what a page shows of them.
+
+        ``kind`` is the name of their page; without one they are ids, and rows have pages.
+        """
+        # LIKE 'x%' uses an index on neither engine: SQLite's ignores case, PostgreSQL's needs the C locale. But in most
+        # collations the values with this prefix follow it directly, and an exact match is the first one.
+        most = LOOKED_THROUGH if self.end else SHOWN
+        if kind:
+            following = distinct_values(
+                connections[self.alias],
+                model,
+                column,
+                at_least=self.beginning,
+                limit=most,
             )
+        else:
+            ids = model._default_manager.using(self.alias).filter(
+                pk__gte=self.beginning
+            )
+            following = list(ids.order_by("pk").values_list("pk", flat=True)[:most])
+        meant = [
+            value
+            for value in following
+            if value.startswith(self.beginning) and value.endswith(self.end)
+        ]
+        for value in meant[:SHOWN]:
+            if kind:
+                url = page_url(self.site, kind, id=value)
+                yield Hit(gettext(kind), value, url, value == self.text)
+            else:
+                yield self._hit(model(pk=value), value, value)
 
     def _named(self, model: type[Model], column: str, condition: Q) -> Iterator[Hit]:
         """Find rows by a name; the result names the tenant, because several may have an agent of this name."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from django import forms
 from django.contrib import admin
-from django.contrib.admin import helpers
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db import router
@@ -16,6 +15,7 @@ from django.db.models import Model
 from django.http import HttpRequest
 from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_lazy
@@ -82,41 +82,31 @@ LONGEST_JSON = 20_000  # characters of a row as JSON that its page offers to cop
 Cell = Callable[[Any, Any], Any]
 
 
-def shown(
-    column: str,
+def linked(
     name: Any,
-    show: Callable[[Any], Any],
+    show: Callable[[Any, Any], Any],
+    ordering: str | None = None,
 ) -> Cell:
-    """Return a column of a list that shows a value."""
-
-    def show_value(site: admin.AdminSite, row: Any) -> Any:
-        value = getattr(row, column)
-        return show(value)
-
-    return linked(name, show_value)
-
-
-def linked(name: Any, show: Callable[[Any, Any], Any]) -> Cell:
     """Return a column of a list that shows something of a row, with links to other pages of the site.
 
-    ``show`` gets the site and the row.
+    ``show`` gets the site and the row. The heading sorts by the column ``ordering``.
     """
 
-    @admin.display(description=name)
+    @admin.display(description=name, ordering=ordering)
     def cell(model_admin: Any, row: Any) -> Any:
         return show(model_admin.admin_site, row)
 
     return cell
 
 
+def shown(column: str, name: Any, show: Callable[[Any], Any]) -> Cell:
+    """Return a column of a list that shows a value."""
+    return linked(name, lambda site, row: show(getattr(row, column)))
+
+
 def timed(column: str, name: Any) -> Cell:
     """Return a column of a list that shows a timestamp as a relative time, and whose heading sorts by it."""
-
-    @admin.display(description=name, ordering=column)
-    def cell(model_admin: Any, row: Any) -> Any:
-        return when(getattr(row, column))
-
-    return cell
+    return linked(name, lambda site, row: when(getattr(row, column)), column)
 
 
 def those_of_agent(model: type[Model], name: Any) -> Cell:
@@ -285,12 +275,11 @@ class ReadFirstAdmin(ModelAdmin):
 
     def action_checkbox(self, obj: Any) -> SafeString:
         """Return Django's checkbox with a short name for screen readers."""
-        attributes = {
-            "class": "action-select",
-            "aria-label": gettext("Select %s") % cut(obj.pk),
-        }
-        box = forms.CheckboxInput(attributes, check_test=lambda value: False)
-        return box.render(helpers.ACTION_CHECKBOX_NAME, obj.pk)
+        return format_html(
+            '<input type="checkbox" name="_selected_action" value="{}" class="action-select" aria-label="{}">',
+            obj.pk,
+            gettext("Select %s") % cut(obj.pk),
+        )
 
     id_link = linked(gettext_lazy("id"), row_link)
     tenant = linked(

@@ -22,7 +22,6 @@ from agentdb.admin.display import (
     site_of,
     viewable,
 )
-from agentdb.admin.rows import find_linked
 from agentdb.console.checks import Finding, Runner, check_of
 from agentdb.console.display import percent
 from agentdb.console.figures import (
@@ -184,7 +183,8 @@ class _Overview(NamedTuple):
         ]
         if Sandbox in self.allowed:
             shown["states"] = self._shares(Sandbox, "state")
-            shown["idle"] = self.budget.ask(self._idle)
+            idle = partial(oldest_idle_sandboxes, self.budget.connection.alias)
+            shown["idle"] = self.budget.ask(idle)
         if Session in self.allowed:
             shown |= self._sessions(report.runners, totals[Session])
         return shown
@@ -228,13 +228,6 @@ class _Overview(NamedTuple):
 
         return self.budget.ask(ask)
 
-    def _idle(self) -> list[Sandbox]:
-        """Return the waiting sandboxes that were unused longest, with the agents that they name."""
-        alias = self.budget.connection.alias
-        idle = oldest_idle_sandboxes(alias)
-        find_linked(idle, alias, self.allowed, [])
-        return idle
-
     def _sessions(
         self,
         runners: Answer[list[Runner]],
@@ -260,8 +253,11 @@ class _Overview(NamedTuple):
 
 def _rows_url(site: AdminSite, found: Finding) -> str:
     """Return the address of what a finding is about: a runner, this page's part on the schema, or rows."""
-    if found.code == "runner" and found.runner:
+    if found.runner:
         return page_url(site, "runner", id=found.runner)
     if found.code in ("pending", "drift"):
         return "#agentdb-schema"
-    return page_url(site, "attention", check=found.code)
+    check = check_of(found.code)
+    if check is None:
+        return page_url(site, "attention", check=found.code)
+    return list_url(site, check.model, check=found.code)

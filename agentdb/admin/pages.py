@@ -10,7 +10,7 @@ from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied
 from django.db import connections
 from django.db.models import Model
-from django.http import Http404, HttpRequest, HttpResponseRedirect
+from django.http import Http404, HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 from django.utils.translation import gettext, gettext_lazy
@@ -24,8 +24,7 @@ from agentdb.admin.display import (
     viewable,
 )
 from agentdb.admin.guard import guard
-from agentdb.admin.rows import find_linked
-from agentdb.console.checks import Fleet, check_of
+from agentdb.console.checks import Fleet
 from agentdb.console.figures import (
     Figure,
     amount,
@@ -43,8 +42,7 @@ from agentdb.console.groups import (
 )
 from agentdb.console.questions import Answer, Budget, Problem, ask, unreadable_rows
 from agentdb.console.reading import read
-from agentdb.interface import SandboxState
-from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.models import Sandbox, Session
 from agentdb.querysets import LIVE
 
 LIVE_SHOWN = 10
@@ -80,9 +78,8 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     alias = model_admin.alias
     problems: list[Problem] = []
     its = Session.objects.using(alias).of_runner(runner_id)
-    answer = partial(ask, connections[alias], problems=problems)
-    fleet = Fleet(alias)
-    seen = answer(partial(fleet.runner, runner_id)).value
+    judged = partial(Fleet(alias).runner, runner_id)
+    seen = ask(connections[alias], judged, problems).value
     figures = by_status(its)
     if seen is not None:
         # by_status counts the newest sessions, and a live one may be older than all of these.
@@ -94,10 +91,7 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     live = sum(figures[status].rows for status in LIVE)
     newest = its.live().newest_first()
     rows = read(newest[:LIVE_SHOWN], problems)
-    allowed = viewable(site, request)
-    find_linked(rows, alias, allowed, problems)
     listed = partial(list_url, site, Session, runner_id=runner_id)
-    sandboxes = partial(_sandboxes, site, alias, runner_id)
     budget = Budget(connections[alias])
     return page(
         model_admin,
@@ -112,46 +106,17 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         statuses=Answer(overview.share_bars(figures, "status", listed)),
         activity=overview.activity_chart(request, budget, runner_id=runner_id),
         sessions=rows,
-        sandboxes=answer(sandboxes) if Sandbox in allowed else None,
+        has_sandboxes=Sandbox in viewable(site, request),
         may_act=model_admin.has_act_permission(request),
         problems=problems,
     )
 
 
-def _sandboxes(site: AdminSite, alias: str, runner_id: str) -> list[Any]:
-    """Count the sandboxes of the runner's sessions by state."""
-    grouping = Grouping(Sandbox, "state", filters={"runner_id": runner_id})
-    figures = {str(state): Figure(0) for state in SandboxState}
-    for group in grouping.ask(alias):
-        state = group.value or "NULL"
-        figures[state] = Figure(group.rows)
-    # A list of sandboxes has no filter by runner, so that each state links to sums.
-    summed = partial(
-        page_url,
-        site,
-        "groups",
-        table="sandbox",
-        by="session_status",
-        runner_id=runner_id,
-    )
-    return overview.share_bars(figures, "state", summed)
-
-
 @guard
 def attention(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
-    """Redirect to a finding's rows: the list, filtered by the check.
-
-    Rows that cannot be read are of several tables, and have a page of their own.
-    """
-    site = model_admin.admin_site
-    allowed = viewable(site, request)
-    code = request.GET.get("check", "")
-    check = check_of(code)
-    if check is not None:
-        _check(check.model in allowed)
-        return HttpResponseRedirect(list_url(site, check.model, check=code))
-    _check(bool(allowed))
-    if code != "unreadable":
+    """Show the rows that cannot be read. They are of several tables; those of other checks are in lists."""
+    _check(bool(viewable(model_admin.admin_site, request)))
+    if request.GET.get("check") != "unreadable":
         raise Http404
     connection = connections[model_admin.alias]
     return page(
@@ -172,11 +137,12 @@ def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     _check(bool(allowed))
     alias = model_admin.alias
     activity = statuses = None
+    parts = []
     with Budget(connections[alias]) as budget:
-        totals = {}
-        for model in (Session, Sandbox, Agent, ApiKey):
+        for model in allowed:
             count = partial(amount, alias, model, tenant_id)
-            totals[model] = budget.ask(count)
+            url = list_url(site, model, tenant_id=tenant_id)
+            parts.append((heading_of(model), budget.ask(count), url))
         if Session in allowed:
             its = Session.objects.using(alias).of_tenant(tenant_id)
             listed = partial(list_url, site, Session, tenant_id=tenant_id)
@@ -186,13 +152,6 @@ def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
 
             statuses = budget.ask(counted)
             activity = overview.activity_chart(request, budget, tenant_id=tenant_id)
-    parts = []
-    for model, total in totals.items():
-        if model in allowed:
-            url = list_url(site, model, tenant_id=tenant_id)
-            parts.append((heading_of(model), total, url))
-    # Of all tables: one who may see only some of them is not told that nothing is there.
-    is_empty = all(total.value == Figure(0) for total in totals.values())
     return page(
         model_admin,
         request,
@@ -201,7 +160,6 @@ def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         parts=parts,
         activity=activity,
         statuses=statuses,
-        is_empty=is_empty,
     )
 
 

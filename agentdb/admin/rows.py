@@ -36,9 +36,6 @@ from agentdb.console.reading import is_unreadable, read
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.querysets import ALIVE, LIVE
 
-_SHOWN = 5
-_SECONDS = 0.5  # seconds for one query of a row's page
-
 # The table whose rows a session or sandbox names, and the column that names them.
 _OTHER: dict[type[Model], tuple[type[Model], str]] = {
     Session: (Sandbox, "sandbox_id"),
@@ -141,7 +138,7 @@ def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
     """Return what the template of the page needs besides the row.
 
     ``find_linked`` has looked up what the row names. Here are the findings of the checks, the columns, the condition
-    of a session's runner, and the sessions that name an agent or sandbox. A part that cannot be read says why.
+    of a session's runner, and the address of the sessions that name an agent or sandbox.
     """
     asked = partial(ask, connections[alias])
     checks = partial(said_of, row, alias, row.allowed)
@@ -159,19 +156,8 @@ def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
         shown["runner"] = runner.value
     named_by = _named_by(row)
     if named_by and Session in row.allowed:
-        sessions = partial(_some_sessions, alias, row, named_by)
         shown["sessions_url"] = list_url(site, Session, **named_by)
-        shown["sessions"] = asked(sessions, seconds=_SECONDS)
     return shown
-
-
-def _some_sessions(alias: str, row: Any, named_by: dict[str, str]) -> list[Any]:
-    """Return a few of the sessions that name the agent or sandbox, an agent's newest ones."""
-    sessions = Session.objects.using(alias).filter(**named_by)
-    # No index has a sandbox's sessions: the first ones are found sooner than the newest.
-    if isinstance(row, Agent):
-        sessions = sessions.newest_first()
-    return read(sessions[:_SHOWN], [])
 
 
 def _named_by(row: Any) -> dict[str, str] | None:

@@ -139,7 +139,7 @@ def test_overview_shows_figures_pictures_tenants_idle_sandboxes_and_runners(
     assert page.link("b0018") == "/admin/agentdb/sandbox/b0018/change/"
     assert page.link("runner-1") == "/admin/agentdb/session/runner/?id=runner-1"
     assert ("/admin/agentdb/agent/tenant/?id=t3", "t3") in page.links
-    assert "gone (missing)" in page.text
+    assert "gone" in page.text
     assert page.html.count('class="agentdb-opened') == 24
     assert "<script>" not in page.html
     assert " style=" not in page.html
@@ -244,13 +244,10 @@ def test_each_line_of_attention_leads_to_its_rows(site: Site, superuser: User):
         "runner",
     ):
         assert (
-            any(f"attention/?check={code}" in url for url, _ in page.links)
-            or code == "runner"
+            any(f"/?check={code}" in url for url, _ in page.links) or code == "runner"
         )
-        answer = site.client.get(
-            "/admin/agentdb/session/attention/", {"check": code}, follow=True
-        )
-        assert f"check={code}" in answer.redirect_chain[-1][0]
+        table = "sandbox" if code == "sandbox-alone" else "session"
+        answer = site.client.get(f"/admin/agentdb/{table}/", {"check": code})
         listed[code] = sorted(
             re.findall(
                 r'name="_selected_action" value="([\w-]+)"', answer.content.decode()
@@ -275,9 +272,7 @@ def test_runner_that_ended_a_session_a_moment_ago_is_not_silent(site: Site):
 def test_rows_of_attention_are_for_those_who_may_see_the_table(site: Site):
     site.log_in(site.make_user("partial", "view_sandbox"))
 
-    assert site.get("agentdb/session/attention/", check="silent").status == 403
-    assert site.get("agentdb/session/attention/", check="runner").status == 403
-    assert site.get("agentdb/session/attention/", check="sandbox-alone").status == 302
+    assert site.get("agentdb/session/attention/", check="unreadable").status == 200
     _session(site, "silent", 31, status="active", runner_id="r9")
     Sandbox.objects.using(site.alias).create(
         id="alone", agent_name="a", session_id="gone", state="running", workspace_dir="/w",
@@ -713,7 +708,7 @@ def test_agents_page_links_what_belongs_to_it_as_far_as_the_user_may_look(
         True,
         False,
     )
-    assert "Its newest sessions" in partial.text
+    assert "Its sessions" in partial.text
 
 
 def test_each_page_leads_to_the_tables_that_the_user_may_see(site: Site):

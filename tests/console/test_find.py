@@ -61,6 +61,22 @@ def test_what_is_meant_is_opened_at_once(site: Site, rows: None, text: str, path
     assert led_to(site, text) == f"/admin/agentdb/{path}"
 
 
+def test_a_shortened_runner_is_found_behind_others_that_begin_alike(
+    site: Site, superuser: User
+):
+    for number in range(10):
+        Session.objects.using(site.alias).create(
+            id=f"s{number}",
+            agent_name="a",
+            sandbox_id="b",
+            runner_id=f"runner-{number}-worker-{number}",
+        )
+
+    found = led_to(site, "runner-…worker-9")
+
+    assert found == "/admin/agentdb/session/runner/?id=runner-9-worker-9"
+
+
 def test_several_that_may_be_meant_are_listed(site: Site, rows: None):
     page = looked_for(site, "0193a7c2")
 

@@ -242,7 +242,6 @@ def site(
         "console.questions.SECONDS",
         "console.figures.COUNT_SECONDS",
         "admin.find.SECONDS",
-        "admin.rows._SECONDS",
         "admin.pages.SUM_SECONDS",
         "admin.changelist.COUNT_SECONDS",
         "admin.changelist.SEARCH_SECONDS",

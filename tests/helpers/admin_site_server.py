@@ -32,13 +32,12 @@ def main() -> None:
 
 def allow_a_slow_machine() -> None:
     """Let the questions of a page take longer than a reader would wait."""
-    from agentdb.admin import changelist, find, pages, rows
+    from agentdb.admin import changelist, find, pages
     from agentdb.console import figures, questions
 
     for module, limit in (
         (questions, "SECONDS"),
         (find, "SECONDS"),
-        (rows, "_SECONDS"),
         (figures, "COUNT_SECONDS"),
         (changelist, "COUNT_SECONDS"),
         (changelist, "SEARCH_SECONDS"),
