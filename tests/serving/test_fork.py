@@ -477,6 +477,31 @@ def test_a_fork_waits_for_what_runs_and_leaves_alone_what_does_not_end(
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
+def test_busy_threads_wait_until_a_fork_is_over(db: DjangoDb, engine: str) -> None:
+    """Otherwise they retake their lock before the fork has it, which then waits until its time is over."""
+    begun, fork_is_over = threading.Event(), threading.Event()
+
+    def call_again_and_again() -> None:
+        with db._executor.threads.slot().lock:
+            begun.set()
+            while not forking.under_way:
+                pass
+        for _ in range(100):
+            db.list_agents()
+            assert fork_is_over.is_set()
+
+    with ThreadPoolExecutor(1) as other:
+        for _ in range(20):
+            running = other.submit(call_again_and_again)
+            assert begun.wait(60)
+            with fork_under_way():
+                fork_is_over.set()
+            running.result(60)
+            begun.clear()
+            fork_is_over.clear()
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
 def test_a_fork_inside_a_transaction_does_not_wait_for_writers_that_wait_for_it(
     db: DjangoDb, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
