@@ -228,6 +228,21 @@ def file_concern(path: str | Path) -> str:
     return ""
 
 
+def left_log_concern(path: str | Path) -> str:
+    """Return the sentence if the log of a database that was at ``path`` is still there, '' otherwise.
+
+    SQLite deletes it when it makes a new file there, and with it the last commits of the database that was moved.
+    """
+    for log in (f"{os.path.realpath(path)}{end}" for end in ("-wal", "-journal")):
+        with suppress(OSError):
+            if os.path.getsize(log):
+                return (
+                    f"There is a file {log!r}, which belongs to a database that was here before and may hold its last "
+                    "commits. Move it to where that database is, under its name, or delete it."
+                )
+    return ""
+
+
 def version_concern(version: str) -> str:
     """Return the sentence for a SQLite that can lose commits of a write-ahead log, '' for a fixed one."""
     numbers = tuple(int(part) for part in version.split(".")[:3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from functools import partial
@@ -41,7 +40,7 @@ from agentdb.schema import (
 )
 from agentdb.schema.inspection import (
     MissingFileError,
-    check_sqlite_file,
+    check_target_file,
     inspecting,
     sqlite_path,
     translated_errors,
@@ -101,8 +100,8 @@ def copy(
         writing = connections[target]
         # Before anything opens the file: SQLite takes an empty or a foreign one for a database to begin with.
         path = sqlite_path(writing)
-        if path is not None and os.path.exists(path):
-            check_sqlite_file(path)
+        if path is not None:
+            check_target_file(path)
         refuse_uncopyable(reading, writing)
         with translated_errors(writing), lifted_limits(writing, progress.say):
             begun = _begin(writing, _place(reading))

@@ -29,6 +29,7 @@ from agentdb.sqlite_files import (
     copy_file,
     encoding_concern,
     is_in_wal_mode,
+    left_log_concern,
     read_header,
 )
 from agentdb.wording import uncapitalized
@@ -137,6 +138,14 @@ def kept_commands(connection: BaseDatabaseWrapper) -> list[str]:
     """Return the ``init_command`` of a SQLite database in parts, without those that would switch its journal mode."""
     commands = connection.settings_dict["OPTIONS"].get("init_command", "").split(";")
     return [command for command in commands if "journal_mode" not in command.lower()]
+
+
+def check_target_file(path: Path) -> None:
+    """Raise ``DatabaseUnavailableError`` unless the path is such a file, or one can be created there."""
+    if os.path.exists(path):
+        check_sqlite_file(path)
+    elif concern := left_log_concern(path):
+        raise DatabaseUnavailableError(concern)
 
 
 def check_sqlite_file(path: Path) -> None:

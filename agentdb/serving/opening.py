@@ -32,7 +32,7 @@ from agentdb.serving.aio import DEFAULT_MAX_WORKERS, AsyncDb
 from agentdb.serving.connections.threads import Threads
 from agentdb.serving.executor import Executor
 from agentdb.serving.forking import forking
-from agentdb.sqlite_files import encoding_concern
+from agentdb.sqlite_files import encoding_concern, left_log_concern
 
 _FIRST_DELAY_SECONDS = 0.05
 _LONGEST_DELAY_SECONDS = 2.0
@@ -225,6 +225,8 @@ def _check_file(connection: BaseDatabaseWrapper, *, create: bool) -> None:
         return  # The error of opening it names the folder.
     except OSError:
         if create:
+            if concern := left_log_concern(name):
+                raise DatabaseUnavailableError(concern) from None
             with suppress(OSError):  # The error of opening it has the reason.
                 Path(name).touch(mode=0o644)
             return

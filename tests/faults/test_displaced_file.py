@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from django.core.management import CommandError
 
 import agentdb
 from agentdb import DatabaseUnavailableError, DjangoDb
@@ -56,6 +57,48 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def url(path: Path) -> str:
     return f"sqlite:///{path}"
+
+
+def test_no_database_is_made_beside_the_log_of_one_that_was_moved(
+    path: Path, tmp_path: Path
+) -> None:
+    """SQLite would delete the log, and with it all that a program stored which was killed."""
+    other = url(tmp_path / "other.db")
+    agentdb.connect(other, migrate=True).close()
+    subprocess.run(
+        [sys.executable, "-c", _KILLED.format(url=url(path))], check=True, timeout=60
+    )
+    moved = path.rename(tmp_path / "moved.db")
+    log = Path(f"{path}-wal")
+
+    with pytest.raises(DatabaseUnavailableError) as raised:
+        agentdb.connect(url(path), migrate=True)
+    with pytest.raises(DatabaseUnavailableError, match="There is a file"):
+        agentdb.copy_database(other, url(path))
+    with (
+        opened(url(path)) as connection,
+        pytest.raises(CommandError, match="There is a file"),
+    ):
+        manage(connection, "migrate")
+
+    assert str(raised.value) == (
+        f"There is a file '{log}', which belongs to a database that was here before and may hold its last commits. "
+        "Move it to where that database is, under its name, or delete it."
+    )
+    log.rename(f"{moved}-wal")
+    with agentdb.connect(url(moved)) as db:
+        assert db.get_session("s1") is not None
+    with agentdb.connect(url(path), migrate=True) as db:
+        assert db.get_session("s1") is None
+
+
+_KILLED = """
+import os
+import agentdb
+db = agentdb.connect({url!r}, migrate=True)
+db.insert_session("s1", "a", "sb")
+os._exit(0)
+"""
 
 
 def another(path: Path) -> Path:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -26,7 +25,12 @@ from agentdb.errors import DatabaseUnavailableError
 from agentdb.faults import Fault, classify, describe_failure
 from agentdb.management.database_command import AgentDbCommand
 from agentdb.operations import make_old_tables
-from agentdb.schema.inspection import check_sqlite_file, sqlite_path, translated_errors
+from agentdb.schema.inspection import (
+    check_sqlite_file,
+    check_target_file,
+    sqlite_path,
+    translated_errors,
+)
 from agentdb.schema.migration_lock import migration_lock
 from agentdb.schema.migration_record import pending_migrations
 from agentdb.schema.queries import count_rows, lifted_limits
@@ -62,8 +66,9 @@ class Command(AgentDbCommand, migrate.Command):
         only_looks = options["plan"] or options["check_unapplied"]
         # Connecting would create an empty file at a misspelt path.
         path = sqlite_path(connection)
-        if path is not None and (only_looks or os.path.exists(path)):
-            check_sqlite_file(path)
+        if path is not None:
+            check = check_sqlite_file if only_looks else check_target_file
+            check(path)
         self.name_database(connection.alias)
         # Neither waits for another process, nor takes the lock, which a role that may only read could not.
         if only_looks or not self._has_work(connection, options):
