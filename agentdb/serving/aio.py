@@ -13,6 +13,7 @@ from functools import wraps
 from typing import (
     Any,
     Concatenate,
+    NamedTuple,
     ParamSpec,
     Self,
     TypeVar,
@@ -24,7 +25,7 @@ from agentdb.errors import DatabaseClosedError, InvalidInputError
 from agentdb.inputs import named_tenant
 from agentdb.interface import Db
 from agentdb.serving.coroutines import CoroutineTransaction, PlainTransaction
-from agentdb.serving.workers import Job, Workers
+from agentdb.serving.workers import Job, Outbox, Workers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,13 +57,13 @@ class _Call:
         return self.do(db)
 
 
-@dataclass(slots=True)
-class _Together:
+class _Together(NamedTuple):
     """Makes several calls of one method at once; equal ones may be joined."""
 
     around: AsyncDb
     method: str
     tenant_id: str | None  # of a view
+    outbox: Outbox  # where all answers go
 
     def __call__(self, ids: list[str]) -> dict[str, Any]:
         """In a thread: return the answers by id, without those of calls that must be made alone."""
@@ -190,15 +191,16 @@ class AsyncDb:
         if call.apart:
             workers = self._transactions
         tries = self._tries  # an attempt to open that ends later is this call's, too
+        outbox = workers.outbox()
         together = None
         if call.method and self._joins(call.method):
-            together = _Together(self, call.method, call.tenant_id)
+            together = _Together(self, call.method, call.tenant_id, outbox)
         # A call that waits for others in the engine gains most if it becomes one with them. Reads of a file, and of a
         # Db in this process, take turns at the interpreter anyway.
         is_local_read = call.reads and not getattr(self._db, "_has_server", False)
         return Job(
             lambda: self._call(call, tries),
-            workers.outbox(),
+            outbox,
             workers.submit,
             keys=call.keys,
             reads=call.reads,

@@ -25,8 +25,6 @@ Together: TypeAlias = Callable[[list[str]], dict[str, Any]]
 # While calls wait, earlier answers are delivered together after this time at most, and a thread is added if all others
 # have been in their calls for that long.
 _LOOK_SECONDS = 0.001
-# So many calls become one at most: the last has an answer as soon as the first.
-_MOST_TOGETHER = 100
 
 
 @dataclass(slots=True, eq=False)
@@ -61,12 +59,8 @@ class Job:
 
     def answer(self, answer: Answer) -> None:
         """Deliver an answer now; the job may continue."""
-        outbox = self.outbox
-        with outbox.workers.lock:
-            outbox.answers.append((self.future, answer))
-            must_tell = outbox.must_tell()
-        if must_tell:
-            outbox.tell(self.future.get_loop())
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits
+            self.outbox.loop.call_soon_threadsafe(_settle, self.future, *answer)
 
     def do(self) -> Answer:
         """Run the call, unless it was cancelled, and return its answer."""
@@ -146,35 +140,29 @@ class _Line:
 class Outbox:
     """Answers on their way to one event loop, which looks after the calls that wait meanwhile."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, loop: asyncio.AbstractEventLoop) -> None:
         self.workers = workers
+        self.loop = loop
         self.answers: list[tuple[asyncio.Future[Any], Answer]] = []
         self.is_told = False  # whether the loop will collect them
         self.timer: asyncio.TimerHandle | None = None
 
-    def must_tell(self) -> bool:
-        """With the lock: return whether the loop must be woken; once, until it has collected the answers."""
-        was_told = self.is_told
-        self.is_told = True
-        return not was_told
-
-    def tell(self, loop: asyncio.AbstractEventLoop) -> None:
+    def tell(self) -> None:
         """From any thread, without the lock: wake the loop, which then delivers the answers."""
         with suppress(RuntimeError):  # the loop is closed, so nobody waits
-            loop.call_soon_threadsafe(self._deliver)
+            self.loop.call_soon_threadsafe(self._deliver)
 
-    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+    def watch(self) -> None:
         """On the loop, with the lock: look soon after the calls that wait."""
-        if self.timer is not None:
-            return
-        self.timer = loop.call_later(_LOOK_SECONDS, self._look, loop)
+        if self.timer is None:
+            self.timer = self.loop.call_later(_LOOK_SECONDS, self._look)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self) -> None:
         """While calls wait: deliver delayed answers, and add a thread if the others are stuck."""
         with self.workers.lock:
             self.timer = None
             if self.workers.unstick():
-                self.watch(loop)
+                self.watch()
         self._deliver()
 
     def _deliver(self) -> None:
@@ -205,7 +193,8 @@ class Workers:
         """Start without threads; after a fork they exist only in the parent."""
         self.lock = threading.Lock()
         self.opening = threading.Lock()  # held by what opens or closes the database
-        self._ready: deque[Job] = deque()
+        # By kind, in order of the first of each: a thread takes all of one kind.
+        self._ready: dict[object, list[Job]] = {}
         self._lines: defaultdict[str, _Line] = defaultdict(_Line)
         self._threads: list[threading.Thread] = []
         # One wake-up for each thread that is needed: True for work, False for the end.
@@ -229,7 +218,7 @@ class Workers:
             ) from error
         outbox = self._outboxes.get(loop)
         if outbox is None:
-            outbox = self._outboxes[loop] = Outbox(self)
+            outbox = self._outboxes[loop] = Outbox(self, loop)
         return outbox
 
     def submit(self, job: Job) -> None:
@@ -240,16 +229,16 @@ class Workers:
                 self._lines[key].join(job)
             if job.held_up:
                 return
-            self._ready.append(job)
+            self._let_run(job)
             is_wanted = job.side_by_side or self._are_all_stuck()
             try:
                 is_helped = is_wanted and self._add_worker()
             except RuntimeError:  # there is no thread that could ever run it
-                self._ready.remove(job)
+                self._ready.clear()
                 self._leave(job)
                 raise
             if not is_helped:
-                job.outbox.watch(job.future.get_loop())
+                job.outbox.watch()
 
     def begin(self) -> list[Job]:
         """Return the first calls of a thread that was woken; none if none is ready any more."""
@@ -265,13 +254,18 @@ class Workers:
             for job, answer in answers.items():
                 self._leave(job)
                 outbox.answers.append((job.future, answer))
-            self._run_alone(unanswered)
+            # Left out of a common call: in a thread each, because one may wait for a lock.
+            for job in unanswered:
+                job.together = None
+                self._let_run(job)
+                self._add_worker()
             following = self._take()
             # While others wait, the loop looks anyway, and then delivers several answers.
             may_wait = self._ready and outbox.timer is not None
-            must_tell = not may_wait and outbox.must_tell()
+            must_tell = not (may_wait or outbox.is_told)
+            outbox.is_told |= must_tell
         if must_tell:
-            outbox.tell(jobs[0].future.get_loop())
+            outbox.tell()
         return following
 
     def unstick(self) -> bool:
@@ -303,7 +297,7 @@ class Workers:
             thread.join()
 
     def _take(self) -> list[Job]:
-        """Take the first job that is ready, and those behind it that can be one call with it.
+        """Take the first job that is ready, and those that can be one call with it.
 
         Without one the thread counts as idle, and must go to sleep.
         """
@@ -312,28 +306,16 @@ class Workers:
             self._busy.pop(thread, None)
             return []
         self._busy[thread] = 0
-        first = self._ready.popleft()
-        jobs = [first]
-        if first.together is not None:
-            jobs += self._take_along(first)
+        jobs = self._ready.pop(next(iter(self._ready)))
         # Those that an earlier call on their ids held up came without the loop, so it does not look after them.
-        if self._ready and self._ready[0].outbox.timer is None:
+        if self._ready and jobs[0].outbox.timer is None:
             self._add_worker()
         return jobs
 
-    def _take_along(self, first: Job) -> list[Job]:
-        """Take those of the next jobs that can be one call with the first, and leave the others in their order."""
-        taken: list[Job] = []
-        left: list[Job] = []
-        # Not only those right behind it: calls of several methods wait mixed. None that is ready has to follow another.
-        for _ in range(min(len(self._ready), _MOST_TOGETHER - 1)):
-            job = self._ready.popleft()
-            if job.outbox is first.outbox and job.together == first.together:
-                taken.append(job)
-            else:
-                left.append(job)
-        self._ready.extendleft(reversed(left))
-        return taken
+    def _let_run(self, job: Job) -> None:
+        """Let a thread take the job; it waits for no other on its ids."""
+        kind = job.together or job
+        self._ready.setdefault(kind, []).append(job)
 
     def _leave(self, job: Job) -> None:
         """Let those go on that waited for this one."""
@@ -341,16 +323,9 @@ class Workers:
             line = self._lines[key]
             for released in line.leave():
                 if not released.held_up:
-                    self._ready.append(released)
+                    self._let_run(released)
             if line.is_empty():
                 del self._lines[key]
-
-    def _run_alone(self, jobs: list[Job]) -> None:
-        """Let jobs that were left out of a common call run before others, in a thread each: one may wait for a lock."""
-        self._ready.extendleft(reversed(jobs))
-        for job in jobs:
-            job.together = None
-            self._add_worker()
 
     def _add_worker(self) -> bool:
         """Wake a thread, or start another; return whether there is one."""
