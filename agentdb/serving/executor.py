@@ -344,8 +344,6 @@ class Executor:
                     _log_retry(slot, error.__cause__ or error)
                 finally:
                     part.is_over = True  # a plain assignment: nothing can come between
-                    if self._threads.closed:
-                        self._threads.forget_alias()  # Django has needed it up to here
                 _wait_for_others(retry)
         raise AssertionError("unreachable: the last try returns or raises")
 

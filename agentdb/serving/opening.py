@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from django.apps import apps as django_apps
@@ -25,6 +24,7 @@ from agentdb.errors import (
 )
 from agentdb.faults import is_final
 from agentdb.keys import KeyHashes
+from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import migration_names
 from agentdb.serving import host, own_apps
 from agentdb.serving.adapter import DjangoDb
@@ -216,25 +216,25 @@ def temporary_alias(url: str) -> Iterator[str]:
 
 def _check_file(connection: BaseDatabaseWrapper, *, create: bool) -> None:
     """Refuse a SQLite file with UTF-16 texts, and create or refuse a missing one: connections open only what exists."""
-    name = str(connection.settings_dict["NAME"])
-    if connection.vendor != "sqlite" or name == ":memory:" or name.startswith("file:"):
+    path = sqlite_path(connection)
+    if path is None:
         return
     try:
-        os.stat(name)
+        os.stat(path)
     except PermissionError:
         return  # The error of opening it names the folder.
     except OSError:
         if create:
-            if concern := left_log_concern(name):
+            if concern := left_log_concern(path):
                 raise DatabaseUnavailableError(concern) from None
             with suppress(OSError):  # The error of opening it has the reason.
-                Path(name).touch(mode=0o644)
+                path.touch(mode=0o644)
             return
         raise SchemaOutOfDateError(
-            f"SQLite database {name!r} does not exist. Run 'agentdb migrate' or pass migrate=True to create it.",
+            f"SQLite database {str(path)!r} does not exist. Run 'agentdb migrate' or pass migrate=True to create it.",
             pending=migration_names(),
         ) from None
-    if concern := encoding_concern(name):
+    if concern := encoding_concern(path):
         raise DatabaseUnavailableError(concern)
 
 

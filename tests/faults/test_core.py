@@ -217,7 +217,7 @@ def test_an_index_of_the_log_that_is_removed_is_noticed(tmp_path: Path) -> None:
 
         with pytest.raises(
             DatabaseUnavailableError,
-            match="The index of the write-ahead log .*-shm' was removed",
+            match="The write-ahead log .*-wal', or its index, was removed",
         ):
             db.insert_session("s2", "a", "sb")
 

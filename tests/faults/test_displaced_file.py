@@ -39,8 +39,8 @@ REPLACED = (
     "'{path}-wal', which belongs to the file that was there before, out of the way, and start them again."
 )
 LOG_REMOVED = (
-    "The write-ahead log '{path}-wal' was removed while SQLite database '{path}' was open. Commits that only it held "
-    "may be missing. Stop every program that uses the file, and start them again."
+    "The write-ahead log '{path}-wal', or its index, was removed while SQLite database '{path}' was open. Commits that "
+    "only it held may be missing. Stop every program that uses the file, and start them again."
 )
 
 
@@ -261,7 +261,7 @@ def test_a_log_that_is_removed_is_noticed_where_all_calls_are_transactions(path:
             db.run_transaction(partial(make_session, id=f"s{number}"))
         remove_log(path)
         with pytest.raises(
-            DatabaseUnavailableError, match=r"The write-ahead log .* was removed while"
+            DatabaseUnavailableError, match=r"The write-ahead log .*, was removed while"
         ):
             db.run_transaction(lambda tx: make_session(tx, "s3"))
 
@@ -454,7 +454,7 @@ def test_the_log_of_a_file_behind_a_link_is_known(path: Path, often: None):
         assert db.get_session("s1") is not None
         remove_log(path)
         with pytest.raises(
-            DatabaseUnavailableError, match=r"The write-ahead log .* was removed while"
+            DatabaseUnavailableError, match=r"The write-ahead log .*, was removed while"
         ):
             db.get_session("s1")
 

@@ -133,8 +133,8 @@ def test_a_call_that_finds_no_connection_says_so_in_the_end(
     entered, waits, leave = (threading.Event() for _ in range(3))
     take = ConnectionLimit._take
 
-    def noted(limit: ConnectionLimit, slot: Slot) -> bool:
-        if not (taken := take(limit, slot)):
+    def noted(limit: ConnectionLimit, slot: Slot, waited: float) -> bool:
+        if not (taken := take(limit, slot, waited)):
             waits.set()
         return taken
 
@@ -168,6 +168,47 @@ def test_a_call_that_finds_no_connection_says_so_in_the_end(
             "seconds for one of max_connections=1." in record.getMessage()
             for record in caplog.records
         )
+
+
+def test_a_thread_that_never_pauses_gives_its_connection_to_one_that_waits(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slot, "close_if_idle", lambda slot: False)
+    found: list[object] = []
+    with agentdb.connect(with_options(url, max_connections=1, call_timeout=20)) as db:
+        waiting = threading.Thread(target=lambda: found.append(db.list_agents()))
+        waiting.start()
+        while waiting.is_alive():
+            db.list_agents()
+    assert found == [[]]
+
+
+def test_threads_get_room_in_the_order_in_which_they_came(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took: list[Slot] = []
+    take = ConnectionLimit._take
+
+    def noted(limit: ConnectionLimit, slot: Slot, waited: float) -> bool:
+        took.append(slot)
+        return take(limit, slot, waited)
+
+    with agentdb.connect(with_options(url, max_connections=1)) as db:
+        room: Any = db._executor.threads._room
+
+        def hold(inside: Db) -> None:
+            inside.list_agents()
+            monkeypatch.setattr(ConnectionLimit, "_take", noted)
+            pool.submit(db.list_agents)
+            wait_for(lambda: took != [])
+            pool.submit(db.list_agents)
+            wait_for(lambda: len(room.__self__._line) == 2)
+            tries = len(took)
+            wait_for(lambda: len(took) > tries + 5)
+            assert len(set(took)) == 1
+
+        with ThreadPoolExecutor(2) as pool:
+            db.run_transaction(hold)
 
 
 def backend(db: DjangoDb) -> int:

@@ -695,6 +695,7 @@ def test_close_inside_a_transaction_undoes_it(db: DjangoDb, url: str) -> None:
         db.run_transaction(work)
 
     assert execute(url, "SELECT count(*) FROM sessions") == [(0,)]
+    db.close()
     assert db.alias not in connections.settings
 
 

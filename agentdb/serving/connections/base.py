@@ -59,6 +59,8 @@ class Engine(ABC):
         self.call_timeout: float | None = own.get("call_timeout")  # seconds
         # An unused connection is closed after this; a host's has no such limit.
         self.idle_seconds: float | None = own.get("idle_seconds") if owned else None
+        # Of single calls, if not the server's default.
+        self.isolation: str | None = own.get("isolation")
         # Slower statements are logged.
         self.slow_call_seconds: float | None = own.get("slow_call_seconds")
 
@@ -111,6 +113,7 @@ class Engine(ABC):
 class Connection(ABC):
     """A connection of the driver; this object lives from its opening to its closing."""
 
+    is_wanted = False  # by another thread, which waits for ?max_connections=
     is_traced: bool  # by the driver's OpenTelemetry instrumentation, which sees only what Django's cursor runs
 
     def __init__(self, engine: Engine, wrapper: BaseDatabaseWrapper) -> None:
@@ -153,27 +156,22 @@ class Connection(ABC):
         """Roll back the transaction of ``begin``."""
         self.raw.rollback()
 
+    @abstractmethod
     def is_alive(self) -> bool:
-        """Whether the server still has the connection after it was idle."""
-        return True
+        """Whether it can be used after it was idle.
+
+        Raises ``AgentDbError`` if the server does not answer, or if the file at the path is another one now.
+        """
 
     def is_broken_off(self) -> bool:
         """Whether an asynchronous exception interrupted it in the middle of a statement."""
         return False
 
-    def look(self) -> None:
-        """Raise ``DatabaseUnavailableError`` if the open file is no longer the one at the path."""
-        return
-
-    def confirm(self) -> None:
-        """Raise ``OutcomeUnknownError`` if the last write went into a file that is no longer at the path."""
-        return
-
     def close(self) -> None:
         """Close it in any state, without waiting."""
         self.raw.close()
 
-    def limited(self) -> AbstractContextManager[None]:
+    def limited(self) -> AbstractContextManager[object]:
         """Limit each wait of the body on the driver's connection to ``call_timeout``."""
         return nullcontext()
 
@@ -231,22 +229,14 @@ class Slot:
             or connection.raw is not self.wrapper.connection
             or not connection.is_at_hand(writing=writing)
         ):
-            connection = self._kept()
-            if connection is None:
-                connection = self._open(limit)
-            else:
-                try:
-                    connection.look()
-                except AgentDbError:
-                    self.discard()  # the file is no longer the one at the path
-                    raise
+            connection = self._kept() or self._open(limit)
         self.used = time.monotonic()
         return connection
 
     def _kept(self) -> Connection | None:
         """Return the open connection if it is usable, after a reset if necessary; None if one must be opened.
 
-        Raises ``DatabaseUnavailableError`` if the server does not answer on it.
+        Raises ``AgentDbError`` if the server does not answer on it, or if the file at the path is another one now.
         """
         connection = self.current() or self._adopted()
         if connection is None:
@@ -260,10 +250,9 @@ class Slot:
         try:
             if connection.is_alive():
                 return connection
-        except self.engine.errors as error:
+        except AgentDbError:
             self.discard()
-            cause = driver_error(error)
-            raise self.engine.explain(Fault.LOST, cause) from cause
+            raise
         self.discard()
         return None
 
@@ -420,6 +409,12 @@ class Slot:
         except BaseException:
             self.interrupted()
             raise
+
+    def ask(self) -> None:
+        """From any thread, ask for the connection: its thread closes it before its next call."""
+        connection = self._connection
+        if connection is not None:
+            connection.is_wanted = True
 
     def close_if_idle(self) -> bool:
         """From any thread, close the connection, unless a call, a transaction or the host's own query uses it."""

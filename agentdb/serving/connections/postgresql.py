@@ -6,7 +6,13 @@ import logging
 import select
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +23,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.types.string import TextBinaryLoader
 
 from agentdb.conf import server_name
+from agentdb.faults import Fault
 from agentdb.serving.connections.base import Connection, Engine
 
 logger = logging.getLogger("agentdb")
@@ -41,6 +48,12 @@ _ANSWER_SECONDS = 0.1
 _NOTHING_READY = psycopg.waiting.Ready.NONE
 # The server's function that stops waiting for a synchronous standby: the commit is only on the primary.
 _NOT_REPLICATED = "SyncRepWaitForLSN"
+
+
+# Since 3.3.7 psycopg's own loop, which is in C, looks at the clock.
+_TimeIsUp: type[psycopg.Error] = getattr(
+    psycopg.errors, "_WaitTimeout", psycopg.errors.ConnectionTimeout
+)
 
 
 class CallTimeout(psycopg.OperationalError):
@@ -73,9 +86,7 @@ class PostgresEngine(Engine):
     def connection(self, wrapper: BaseDatabaseWrapper) -> PostgresConnection:
         if not self.prepares:
             wrapper.connection.prepare_threshold = None
-        if self.owned or self.call_timeout is None:
-            return PostgresConnection(self, wrapper)
-        return LentConnection(self, wrapper)
+        return PostgresConnection(self, wrapper)
 
     def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
         raw: Any = wrapper.connection
@@ -177,7 +188,10 @@ def _limited(
     if "timeout" in options:  # notifies() has a time limit of its own
         return psycopg.Connection.wait(raw, waits, **options)
     try:
-        return _wait(raw, waits, seconds)
+        if _TimeIsUp is psycopg.errors.ConnectionTimeout:
+            limited = _until(waits, time.monotonic() + seconds)
+            return psycopg.Connection.wait(raw, limited)
+        return psycopg.Connection.wait(raw, waits, timeout=seconds)
     except _TimeIsUp:
         pass
     # Ask the server to stop: it then answers with an error, and connection and locks are in a known state. Only a
@@ -193,30 +207,6 @@ def _limited(
     except psycopg.errors.ConnectionTimeout:
         raw.close()
         raise CallTimeout(silence) from None
-
-
-_TimeIsUp: type[psycopg.Error]
-if hasattr(psycopg.errors, "_WaitTimeout"):
-    # Since 3.3.7 psycopg's own loop, which is in C, looks at the clock.
-    _TimeIsUp = psycopg.errors._WaitTimeout
-
-    def _wait(
-        raw: psycopg.Connection[Any],
-        waits: Generator[Any, Any, Any],
-        seconds: float,
-    ) -> Any:
-        return psycopg.Connection.wait(raw, waits, timeout=seconds)
-
-else:
-    _TimeIsUp = psycopg.errors.ConnectionTimeout
-
-    def _wait(
-        raw: psycopg.Connection[Any],
-        waits: Generator[Any, Any, Any],
-        seconds: float,
-    ) -> Any:
-        limited = _until(waits, time.monotonic() + seconds)
-        return psycopg.Connection.wait(raw, limited)
 
 
 def cancel(raw: psycopg.Connection[Any]) -> None:
@@ -275,9 +265,8 @@ class PostgresConnection(Connection):
             if idle_seconds is not None:
                 milliseconds = max(1, int(idle_seconds * 1000))
                 wanted["idle_session_timeout"] = str(milliseconds)
-        own = self.engine.settings.get("AGENTDB", {})
-        isolation = own.get("isolation")
-        if isolation:
+        isolation = self.engine.isolation
+        if isolation is not None:
             wanted["default_transaction_isolation"] = isolation
         if not wanted:
             return
@@ -295,10 +284,11 @@ class PostgresConnection(Connection):
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
         if self.instrumented():
             cursor: Any = self.wrapper.cursor()
-            cursor.execute(sql, params)
         else:
             # Django's cursor binds on the client and cannot prepare; this one binds on the server.
-            cursor = self._cursor.execute(sql, params)
+            cursor = self._cursor
+        with self.limited():
+            cursor.execute(sql, params)
         if self._not_replicated:
             self._refuse_replicated()
         return cursor
@@ -306,12 +296,30 @@ class PostgresConnection(Connection):
     def begin(self) -> None:
         # Serializable whatever the session's default is.
         begin = "BEGIN ISOLATION LEVEL SERIALIZABLE"
-        self._cursor.execute(begin, prepare=False, binary=False)
+        with self.limited():
+            self._cursor.execute(begin, prepare=False, binary=False)
 
     def commit(self) -> None:
-        super().commit()
+        with self.limited():
+            super().commit()
         if self._not_replicated:
             self._refuse_replicated()
+
+    def roll_back(self) -> None:
+        with self.limited():
+            super().roll_back()
+
+    def limited(self) -> AbstractContextManager[object]:
+        seconds = self.engine.call_timeout
+        own = self.raw.__dict__
+        # agentdb's own connections always have the limit, and so has the body of another limited(). A host's own
+        # queries have none.
+        if seconds is None or "wait" in own:
+            return nullcontext()
+        self.raw.wait = partial(_limited, self.engine, self.raw, seconds)
+        limit = ExitStack()
+        limit.callback(own.pop, "wait", None)
+        return limit
 
     def _refuse_replicated(self) -> None:
         self._not_replicated = False
@@ -322,7 +330,9 @@ class PostgresConnection(Connection):
     def is_at_hand(self, *, writing: bool) -> bool:
         # libpq knows the state of the session without asking; one poll() shows whether the server has hung up since.
         # A read needs none: if its connection is lost, it is repeated on another one, which a write may not be.
-        return self.is_clean() and not (writing and self._is_readable())
+        if self.is_wanted or not self.is_clean():
+            return False
+        return not (writing and self._is_readable())
 
     def is_clean(self) -> bool:
         status = self.raw.pgconn.transaction_status
@@ -341,13 +351,15 @@ class PostgresConnection(Connection):
     def is_alive(self) -> bool:
         # An idle connection has something to read only if the server sent a notice or closed the session. Its last
         # message can arrive before the connection ends, so only an answer counts.
+        if self.is_wanted:
+            return False
         if not self._is_readable():
             return True
         try:
             with self.limited():
                 self.raw.execute("SELECT 1", prepare=False)
-        except CallTimeout:
-            raise
+        except CallTimeout as error:
+            raise self.engine.explain(Fault.LOST, error) from error
         except psycopg.Error:
             logger.info(
                 "%s had dropped an idle connection; opening another.",
@@ -360,37 +372,3 @@ class PostgresConnection(Connection):
         if not self.raw.closed and self.raw.pgconn.transaction_status == _ACTIVE:
             cancel(self.raw)
         super().close()
-
-
-class LentConnection(PostgresConnection):
-    """A host's connection: its own queries have no limit, so each of ours sets and resets one."""
-
-    def execute(self, sql: str, params: Sequence[Any]) -> Any:
-        with self.limited():
-            return super().execute(sql, params)
-
-    def begin(self) -> None:
-        with self.limited():
-            super().begin()
-
-    def commit(self) -> None:
-        with self.limited():
-            super().commit()
-
-    def roll_back(self) -> None:
-        with self.limited():
-            super().roll_back()
-
-    @contextmanager
-    def limited(self) -> Iterator[None]:
-        seconds = self.engine.call_timeout
-        own = self.raw.__dict__
-        # Inside another limited() there is a limit already, which that one takes away.
-        if seconds is None or "wait" in own:
-            yield
-            return
-        self.raw.wait = partial(_limited, self.engine, self.raw, seconds)
-        try:
-            yield
-        finally:
-            own.pop("wait", None)

@@ -257,6 +257,10 @@ class SqliteConnection(Connection):
         except sqlite3.ProgrammingError:  # it is closed
             return False
 
+    def is_alive(self) -> bool:
+        self.look()
+        return True
+
     def in_transaction(self) -> bool:
         return bool(self.raw.in_transaction)
 
@@ -359,12 +363,8 @@ class SqliteConnection(Connection):
             # Nobody may open the file that is there now with this one's log.
             self.engine.place = known._replace(log=now.log)
             return self.engine.is_another()
-        what = "index of the write-ahead log"
-        path = f"{self._real}-shm"
-        if now.log != known.log:
-            what = "write-ahead log"
-            path = f"{self._real}-wal"
+        log = f"{self._real}-wal"
         return (
-            f"The {what} {path!r} was removed while {self.engine.describe()} was open. "
+            f"The write-ahead log {log!r}, or its index, was removed while {self.engine.describe()} was open. "
             "Commits that only it held may be missing. Stop every program that uses the file, and start them again."
         )

@@ -67,36 +67,30 @@ def _close_at_end_of_thread(wrapper: BaseDatabaseWrapper) -> None:
 
 
 class ConnectionLimit:
-    """``?max_connections=``: makes room by closing the longest idle connection, or else waits for one in use."""
+    """``?max_connections=``: makes room by closing the longest idle connection, or else waits for one in use.
+
+    Threads get room in the order in which they came. One that never pauses is asked for its connection.
+    """
 
     def __init__(self, most: int, slots: weakref.WeakSet[Slot]) -> None:
         self._most = most
         # Weak: the slot of a thread that has ended goes with the thread, and its connection no longer counts.
         self._slots = slots
         self._opening: weakref.WeakSet[Slot] = weakref.WeakSet()
+        # The places of those in line. A place is an object in its thread's frame, and ends with that.
+        self._line: list[weakref.ref[threading.Event]] = []
         # With which slots are added, and which is free in the child of a fork.
         self._lock = forking.opening
 
     @contextmanager
     def room(self, slot: Slot) -> Iterator[None]:
         """Let the body open the slot's connection; raise ``DatabaseUnavailableError`` if there is no room in time."""
-        began = time.monotonic()
-        pause = threading.Event()  # not time.sleep, which programs under test replace
-        limit = slot.engine.call_timeout
-        place = slot.engine.describe()
         try:
-            while not self._take(slot):
-                waited = time.monotonic() - began
-                if limit is not None and waited > limit:
-                    raise DatabaseUnavailableError(
-                        f"{place}: all of max_connections={self._most} are in use, and none became free within "
-                        f"{limit:g} seconds. Raise it, or let fewer threads call at once."
-                    )
-                pause.wait(_PAUSE_SECONDS)
-            if (waited := time.monotonic() - began) > _LOGGED_SECONDS:
+            waited = self._wait(slot)
+            if waited > _LOGGED_SECONDS:
                 logger.info(
                     "%s: waited %.3f seconds for one of max_connections=%d.",
-                    place,
+                    slot.engine.describe(),
                     waited,
                     self._most,
                 )
@@ -105,7 +99,29 @@ class ConnectionLimit:
             with self._lock:
                 self._opening.discard(slot)
 
-    def _take(self, slot: Slot) -> bool:
+    def _wait(self, slot: Slot) -> float:
+        """Wait until there is room, and return for how many seconds."""
+        began = time.monotonic()
+        limit = slot.engine.call_timeout
+        place = (
+            threading.Event()
+        )  # its wait() is no sleep(), which programs under test replace
+        self._line.append(weakref.ref(place, self._line.remove))
+        try:
+            while True:
+                waited = time.monotonic() - began
+                if self._line[0]() is place and self._take(slot, waited):
+                    return waited
+                if limit is not None and waited > limit:
+                    raise DatabaseUnavailableError(
+                        f"{slot.engine.describe()}: all of max_connections={self._most} are in use, and none became "
+                        f"free within {limit:g} seconds. Raise it, or let fewer threads call at once."
+                    )
+                place.wait(_PAUSE_SECONDS)
+        finally:
+            del place  # an exception's traceback may keep this frame alive
+
+    def _take(self, slot: Slot, waited: float) -> bool:
         """Reserve room for the slot's connection, if there is some or can be made."""
         while True:
             with self._lock:
@@ -119,8 +135,13 @@ class ConnectionLimit:
                     self._opening.add(slot)
                     return True
             longest_idle_first = sorted(others, key=lambda other: other.used)
-            if not any(other.close_if_idle() for other in longest_idle_first):
-                return False
+            if any(other.close_if_idle() for other in longest_idle_first):
+                continue
+            # Not at once: a thread that has to open another connection loses milliseconds.
+            if waited > _LOGGED_SECONDS:
+                for other in others:
+                    other.ask()
+            return False
 
 
 class Threads:
@@ -228,12 +249,7 @@ class Threads:
             # Waits for a running call in another thread.
             with slot.lock:
                 slot.discard()
-        self.forget_alias()
-
-    def forget_alias(self) -> None:
-        """Remove the alias from Django, when no transaction needs it."""
-        if not self.engine.owned:
-            return
+        # In a transaction of this thread Django still needs it.
         if not any(slot.wrapper.in_atomic_block for slot in self.slots()):
             self._forget_alias()
 
