@@ -204,7 +204,7 @@ class AsyncDb:
             workers.submit,
             keys=call.keys,
             reads=call.reads,
-            together=together,
+            together=together,  # type: ignore[arg-type]  # mypy overlooks that the tuple can be called
             side_by_side=call.apart or not (together or is_local_read),
         )
 
