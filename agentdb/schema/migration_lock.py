@@ -53,12 +53,17 @@ def migration_lock(
         "postgresql": _advisory_lock,
         "cockroachdb": _row_lock,
     }
-    with locks[connection.vendor](connection, waiting or (lambda: None)):
-        held.add(key)
-        try:
+    held.add(key)
+    try:
+        with locks[connection.vendor](connection, waiting or (lambda: None)):
             yield
-        finally:
-            held.discard(key)
+    finally:
+        held.discard(key)
+
+
+def is_migrating() -> bool:
+    """Return whether this thread has the right to change a schema, or waits for it."""
+    return bool(_held.__dict__.get("keys"))
 
 
 @contextmanager

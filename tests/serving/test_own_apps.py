@@ -221,6 +221,23 @@ def test_processes_that_migrate_at_once_do_it_once(folder: Path, url: str) -> No
     ) == [(1,)]
 
 
+def test_migrations_may_take_longer_than_a_call(
+    folder: Path, make_postgres_database: Callable[..., str]
+) -> None:
+    migration = folder / "notes/migrations/0001_initial.py"
+    slow = '\n        migrations.RunSQL("SELECT pg_sleep(2)"),\n    ]\n'
+    migration.write_text(MIGRATION.replace("\n    ]\n", slow))
+    url = make_postgres_database()
+    limited = f"{url}{'&' if '?' in url else '?'}call_timeout=1"
+    code = f"""
+import agentdb
+with agentdb.connect({limited!r}, apps=["notes"], migrate=True) as db:
+    from notes.models import Note
+    print(Note.objects.using(db.alias).count(), db.health().ok)
+"""
+    assert run_python(code, folder) == "0 True\n"
+
+
 def test_apps_of_the_environment_count_unless_the_call_names_some(folder: Path) -> None:
     make_app(folder, "others")
     code = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import select
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,6 +25,7 @@ from psycopg.types.string import TextBinaryLoader
 
 from agentdb.conf import server_name
 from agentdb.faults import Fault
+from agentdb.schema.migration_lock import is_migrating
 from agentdb.serving.connections.base import Connection, Engine
 
 logger = logging.getLogger("agentdb")
@@ -194,6 +196,9 @@ def _limited(
         return psycopg.Connection.wait(raw, waits, timeout=seconds)
     except _TimeIsUp:
         pass
+    if is_migrating():  # connect(migrate=True); a large table takes its time
+        rest = _until(waits, math.inf, _NOTHING_READY)
+        return psycopg.Connection.wait(raw, rest)
     # Ask the server to stop: it then answers with an error, and connection and locks are in a known state. Only a
     # server that does not answer that either loses the connection, and the outcome is unknown.
     silence = engine.silence(seconds)
