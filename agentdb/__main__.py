@@ -6,12 +6,18 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from agentdb.conf import DEFAULT_URL, URL_VARIABLE
 from agentdb.errors import AgentDbError, InvalidInputError
 from agentdb.management.output import occupy_closed_descriptors, write_any_character
 from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load
-from agentdb.serving.own_apps import APPS_VARIABLE, app_names
+from agentdb.serving.own_apps import (
+    APPS_VARIABLE,
+    app_names,
+    installed_names,
+    labels_of,
+)
 
 # Django's commands that are useful with a database but without a project. Not among them are flush and loaddata, which
 # change the tables without the rules of Db, and all that needs a project's folder.
@@ -31,9 +37,9 @@ options of agentdb itself:
   -q, --quiet           Say nothing but results and errors.
 """
 
-# None of these creates tables, so a missing SQLite file is a misspelt path. SQLite would create it, empty, and the
-# command would report that nothing is in it.
-_NEED_A_DATABASE = ("apikey", "check", "inspectdb", "runadmin", "showmigrations")
+# Django's commands that read a database, and do not name it. A missing SQLite file is a misspelt path: SQLite would
+# create it, empty, and the command would report that nothing is in it.
+_ONLY_READ = ("check", "inspectdb", "showmigrations")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,18 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     occupy_closed_descriptors()
     write_any_character()
     try:
-        return _answer(arguments)
+        code = _answer(arguments)
+        stdout: Any = sys.stdout  # None if the descriptor was closed
+        if stdout is not None:
+            stdout.flush()
+        return code
     except AgentDbError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return 130
-    except BrokenPipeError:
-        # The reader, such as head, has closed the pipe. Without this, the interpreter would fail when it flushes the
-        # rest, with a traceback and an exit code of its own.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+    except OSError as error:
+        # The disk is full, or the reader, such as head, has closed the pipe. Without this, the interpreter would fail
+        # when it flushes the rest, with a traceback and an exit code of its own.
+        if error.filename is not None:
+            raise  # a file's, not the output's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"agentdb: {error}\n")
         return 1
 
 
@@ -77,10 +90,7 @@ def _answer(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     if arguments[0] == "makemigrations" and not _in_project(arguments):
-        from agentdb.management.own_migrations import Command
-
-        Command().run_from_argv(["agentdb", *arguments])
-        return 0
+        _name_own_apps(arguments)
     # Help needs neither a file nor a server.
     wants_help = arguments[0] == "help" or "-h" in arguments or "--help" in arguments
     if not wants_help and not os.environ.get(SETTINGS_VARIABLE):
@@ -91,16 +101,24 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
+def _name_own_apps(arguments: list[str]) -> None:
+    """Let ``makemigrations`` write for the program's own apps unless it names some; agentdb's are released."""
+    # Django itself would leave out an app that has no migrations yet.
+    labels = labels_of(installed_names())
+    if not labels:
+        raise InvalidInputError(
+            f"There are no apps of your own. Name them, with a comma between them, in {APPS_VARIABLE}."
+        )
+    if all(word.startswith("-") for word in arguments[1:]):
+        arguments += labels
+
+
 def _take_own_options(arguments: list[str]) -> str | None:
     """Remove ``--url`` and ``--quiet`` from anywhere before ``--`` in the arguments, and return the URL."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--url", nargs="?", const="")
+    parser.add_argument("--url")
     parser.add_argument("-q", "--quiet", action="store_true")
     own, arguments[:] = parser.parse_known_args(arguments)
-    if own.url == "":
-        raise InvalidInputError(
-            "The option --url has no value: agentdb --url URL COMMAND. Is a variable not set?"
-        )
     if own.quiet:
         # Right behind the command: an action, as in "apikey list", has its own options.
         arguments.insert(1, "--verbosity=0")
@@ -127,7 +145,7 @@ def _configure(url: str | None, arguments: Sequence[str]) -> None:
         configure("sqlite://:memory:" if arguments[:1] == ["makemigrations"] else url)
         _choose_commands()
         return
-    if url:
+    if url is not None:
         raise InvalidInputError(
             f"Both --url and the Django settings {settings or '--settings'!r} say which database is meant. "
             f"Leave out --url, or unset {SETTINGS_VARIABLE}."
@@ -151,8 +169,7 @@ def _choose_commands() -> None:
 
 def _look_first(arguments: Sequence[str]) -> None:
     """Refuse a missing SQLite file, which a command that only reads would create empty, and name the database."""
-    command = arguments[0]
-    if command not in _NEED_A_DATABASE:
+    if arguments[0] not in _ONLY_READ:
         return
     from django.db import connections
 
@@ -163,8 +180,7 @@ def _look_first(arguments: Sequence[str]) -> None:
     path = sqlite_path(connection)
     if path is not None:
         check_sqlite_file(path)
-    # Django's own name none.
-    if command in ("inspectdb", "showmigrations") and "--verbosity=0" not in arguments:
+    if "--verbosity=0" not in arguments:
         sys.stderr.write(f"{describe(connection)}.\n")
 
 
@@ -211,22 +227,20 @@ def _overview() -> str:
     django.setup()  # get_commands() needs the installed apps
     names = [name for name, app in sorted(get_commands().items()) if app == "agentdb"]
     width = max(map(len, names))
-    commands = []
+    commands = ""
     for name in names:
         sentence, _, _ = load_command_class("agentdb", name).help.partition(". ")
-        commands.append(f"  {name:<{width}}  {sentence.rstrip('.')}")
-    lines = [
-        "agentdb [--url URL] COMMAND …",
-        "",
-        *commands,
-        "",
-        f"Django's commands work too, among them {', '.join(_DJANGO_COMMANDS)}.",
-        "'agentdb COMMAND --help' says more about one.",
-        "",
-        f"The database is that of --url, or of {URL_VARIABLE} in the environment; without both it is {DEFAULT_URL}.",
-        f"With {SETTINGS_VARIABLE} it is that project's.",
-    ]
-    return "\n".join(lines) + "\n"
+        commands += f"  {name:<{width}}  {sentence.rstrip('.')}\n"
+    return f"""\
+agentdb [--url URL] COMMAND …
+
+{commands}
+Django's commands work too, among them {", ".join(_DJANGO_COMMANDS)}.
+'agentdb COMMAND --help' says more about one.
+
+The database is that of --url, or of {URL_VARIABLE} in the environment; without both it is {DEFAULT_URL}.
+With {SETTINGS_VARIABLE} it is that project's.
+"""
 
 
 if __name__ == "__main__":

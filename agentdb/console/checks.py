@@ -6,7 +6,7 @@ or failed session is not one: an operator, or a server that noticed the runner's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -43,7 +43,6 @@ from agentdb.querysets import FINISHED, SessionQuerySet
 STARTING_MINUTES = 5
 SILENT_MINUTES = 30
 RUNNER_MINUTES = 10
-RUNNER_LATE_MINUTES = 5
 GRACE_MINUTES = 1  # a server writes a session and its sandbox one after the other
 CAP = 10_000  # rows of a check that are counted
 RUNNERS_ASKED_AGAIN = 100
@@ -52,7 +51,6 @@ LOOKUP_OF_RUNNER = 500  # the newest sessions of a runner that are read
 _READY = (SandboxState.WARM.value, SandboxState.WAITING.value)
 _UP = (SandboxState.RUNNING.value, SandboxState.WARMING.value, *_READY)
 _PAUSED = SessionStatus.PAUSED.value
-_ORDER = {"silent": 0, "late": 1, "": 2}  # of runners, by their condition
 
 
 @dataclass(frozen=True)
@@ -88,17 +86,10 @@ class Runner(NamedTuple):
 
     @property
     def condition(self) -> str:
-        """'silent', 'late', or empty if all is well or no session is live."""
-        if not self.live:
-            return ""
-        if self.seen_at is None:
-            return "silent"
-        age = timezone.now() - self.seen_at
-        if age > timedelta(minutes=RUNNER_MINUTES):
-            return "silent"
-        if age > timedelta(minutes=RUNNER_LATE_MINUTES):
-            return "late"
-        return ""
+        """'silent', or empty if all is well or no session is live."""
+        long_ago = timezone.now() - timedelta(minutes=RUNNER_MINUTES)
+        is_seen = self.seen_at is not None and self.seen_at >= long_ago
+        return "" if is_seen or not self.live else "silent"
 
 
 class Fleet:
@@ -133,7 +124,7 @@ class Fleet:
                 runners[number] = self._with_ended(runner)
         return sorted(
             runners,
-            key=lambda runner: (_ORDER[runner.condition], -runner.live, runner.id),
+            key=lambda runner: (not runner.condition, -runner.live, runner.id),
         )
 
     @cached_property
@@ -233,9 +224,8 @@ def _count_rows(check: Check, fleet: Fleet) -> Finding:
             times.append(at)
     details = _common_values(check, groups)
     # Beyond the cap the oldest of the rows that were read says nothing about the others.
-    if check.oldest and times and count <= CAP:
-        oldest = relative(min(times))
-        details.insert(0, check.oldest % oldest)
+    if times and count <= CAP:
+        details.insert(0, gettext("the oldest: %s") % relative(min(times)))
     return check.found(
         min(count, CAP),
         ", ".join(details),
@@ -271,11 +261,8 @@ class Check(NamedTuple):
     rows: Callable[[Fleet], QuerySet[Any]]
     sentence: Any  # a lazy plural, which takes the count
     urgent: bool = False
-    oldest: str = ""  # the label of the oldest row's time
     by: str = "runner_id"  # a column whose value the rows may share
     shared: str = ""
-    # Other tables that it tells of, which the user must be allowed to see.
-    reads: frozenset[type[Model]] = frozenset()
     # A silent runner's sessions are counted in its line, once.
     leaves_out_silent_runners: bool = False
     find_in: Callable[[Check, Fleet], Finding] = _count_rows
@@ -354,7 +341,6 @@ def checks() -> list[Check]:
                 "active sessions without a sign of life for 30 min",
             ),
             urgent=True,
-            oldest=gettext("the longest silent: %s"),
             shared=on_runner,
             leaves_out_silent_runners=True,
         ),
@@ -368,7 +354,6 @@ def checks() -> list[Check]:
                 "sessions starting for more than 5 min",
             ),
             urgent=True,
-            oldest=gettext("the oldest: %s"),
             shared=on_runner,
             leaves_out_silent_runners=True,
         ),
@@ -381,10 +366,8 @@ def checks() -> list[Check]:
                 "sandbox is up, and no session needs it",
                 "sandboxes are up, and no session needs them",
             ),
-            oldest=gettext("the longest unused: %s"),
             by="whose",
             shared=gettext("%(count)s with session %(name)s"),
-            reads=frozenset({Session}),
         ),
         Check(
             "sandbox-gone",
@@ -395,9 +378,7 @@ def checks() -> list[Check]:
                 "live session whose sandbox is gone",
                 "live sessions whose sandbox is gone",
             ),
-            oldest=gettext("the oldest sign of life: %s"),
             shared=on_runner,
-            reads=frozenset({Sandbox}),
         ),
         Check(
             "agent-missing",
@@ -410,7 +391,6 @@ def checks() -> list[Check]:
             ),
             by="agent_name",
             shared=gettext("%(count)s of agent %(name)s"),
-            reads=frozenset({Agent}),
         ),
     ]
 
@@ -420,17 +400,19 @@ def check_of(code: str) -> Check | None:
     return next((check for check in checks() if check.code == code), None)
 
 
-def said_of(row: Any, alias: str, allowed: Collection[type[Model]]) -> list[str]:
+def said_of(row: Any, alias: str) -> list[str]:
     """Return the titles of the checks that find the row, of those that are about single rows."""
     fleet = Fleet(alias)
-    titles = []
-    for check in checks():
-        if check.model is not type(row) or check.find_in is not _count_rows:
-            continue
-        this = check.rows(fleet).filter(pk=row.pk)
-        if check.reads.issubset(allowed) and this.exists():
-            titles.append(check.title)
-    return titles
+    about_rows = [
+        check
+        for check in checks()
+        if check.model is type(row) and check.find_in is _count_rows
+    ]
+    return [
+        check.title
+        for check in about_rows
+        if check.rows(fleet).filter(pk=row.pk).exists()
+    ]
 
 
 def _find_runners(check: Check, fleet: Fleet) -> Finding:

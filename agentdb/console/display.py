@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.utils.translation import gettext
 
 
-def instant(value: Any) -> datetime:
-    """Return a time that the database returned as an aware one.
-
-    SQLite stores text, in UTC; some connections to it parse that text.
-    """
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    at: datetime = value
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
-
-
 def readable(text: str | None) -> datetime | None:
-    """Parse a time that the database returned as text; None if Python cannot represent it."""
+    """Parse a time that the database returned as text, as an aware one; None if Python cannot represent it."""
     try:
         at = parse_datetime(text or "")
     except ValueError:
         return None
-    return None if at is None else instant(at)
+    # SQLite stores no zone, and all its times are in UTC.
+    if at is not None and at.tzinfo is None:
+        return at.replace(tzinfo=UTC)
+    return at
 
 
 def exact(instant: datetime) -> str:

@@ -57,18 +57,6 @@ class Group(NamedTuple):
     sessions_before: int
     failed_before: int
 
-    @property
-    def share(self) -> float:
-        """The part that failed in the last hour, between 0 and 1; of a group with sessions."""
-        return self.failed / self.sessions
-
-    @property
-    def share_before(self) -> float:
-        """The part that had failed before; 0 if there were no sessions."""
-        if not self.sessions_before:
-            return 0.0
-        return self.failed_before / self.sessions_before
-
     def includes(self, other: Group) -> bool:
         """Return whether the other group's sessions are all in this one."""
         return set(self.key) <= set(other.key)
@@ -215,7 +203,8 @@ def _far_above(parts: Sequence[Group], whole: Group) -> list[Group]:
     far_above = [
         part for part in parts if part[1:] != whole[1:] and is_far_above(part, whole)
     ]
-    return sorted(far_above, key=lambda part: -part.failed * part.share)
+    # By the number of failures times their share.
+    return sorted(far_above, key=lambda part: -(part.failed**2) / part.sessions)
 
 
 def _failed(cells: Iterable[Group], groups: Sequence[Group]) -> int:
@@ -232,13 +221,12 @@ def is_far_above(group: Group, whole: Group) -> bool:
     """
     if group.failed < FEWEST:
         return False
-    share = group.share
+    share = group.failed / group.sessions
     # Also if that is usual: a fleet in which half of all fails is not well.
     if group.sessions >= FEWEST_FOR_HALF and share >= 0.5:
         return True
-    usual = whole.share_before
-    if group.sessions_before >= FEWEST_FOR_USUAL:
-        usual = group.share_before
+    known = group if group.sessions_before >= FEWEST_FOR_USUAL else whole
+    usual = known.failed_before / max(known.sessions_before, 1)
     expected = max(usual, RAREST)
     if share < 2 * expected:
         return False

@@ -13,9 +13,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Count, Func, Model, QuerySet, TextField
 from django.utils import timezone
 
-from agentdb.console.display import instant
+from agentdb.console.display import readable
 from agentdb.console.questions import Unanswered, question
-from agentdb.console.reading import read
+from agentdb.console.reading import Unreadable, read
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Sandbox, Session
 from agentdb.querysets import LIVE, SessionQuerySet
@@ -246,7 +246,7 @@ class Tenant(NamedTuple):
     sessions: int
     live: int
     failed: int
-    newest_at: datetime
+    newest_at: datetime | Unreadable
 
 
 def capped_count(rows: QuerySet[Any]) -> Figure:
@@ -297,12 +297,13 @@ def top_tenants(alias: str) -> list[Tenant]:
     rows = select_from(
         sample,
         "SELECT tenant_id, COUNT(*), COUNT(CASE WHEN status IN (%s, %s) THEN 1 END), "
-        "COUNT(CASE WHEN status = %s THEN 1 END), MAX(created_at) FROM {rows} GROUP BY 1 ORDER BY 2 DESC, 1",
+        "COUNT(CASE WHEN status = %s THEN 1 END), CAST(MAX(created_at) AS text) FROM {rows} GROUP BY 1 "
+        "ORDER BY 2 DESC, 1",
         [*LIVE, SessionStatus.ERROR.value],
     )
     return [
-        Tenant(id, sessions, live, failed, instant(newest_at))
-        for id, sessions, live, failed, newest_at in rows[:TOP]
+        Tenant(id, sessions, live, failed, readable(newest) or Unreadable(newest))
+        for id, sessions, live, failed, newest in rows[:TOP]
     ]
 
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 from django.db import Error as DjangoDatabaseError
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_noop
 
 from agentdb.conf import server_name
@@ -24,7 +25,6 @@ from agentdb.errors import AgentDbError
 from agentdb.faults import Fault, classify, describe_failure
 from agentdb.schema.inspection import check_sqlite_file, sqlite_path
 from agentdb.schema.rows import unreadable_values
-from agentdb.wording import capitalized
 
 logger = logging.getLogger("agentdb.console")
 
@@ -337,9 +337,9 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
             "A value of %(place)s cannot be read, or agentdb has a fault: no row was found that explains it."
         )
         return Problem(sentence % place, "agentdb verifydb", said)
-    is_damaged = fault in (Fault.DAMAGED, Fault.NOT_A_DATABASE)
-    command = "agentdb verifydb" if is_damaged else "agentdb health"
-    return Problem(describe_failure(connection, error), command)  # has the reason
+    return Problem(
+        describe_failure(connection, error), "agentdb health"
+    )  # has the reason
 
 
 def holds_unreadable(connection: BaseDatabaseWrapper) -> str:
@@ -356,7 +356,7 @@ def unreadable_rows(
     ``thorough`` reads all rows; otherwise only the ends of an index are searched, where nearly all of them sort.
     """
     found = unreadable_values(connection, limit, thorough=thorough)
-    return [f"{capitalized(str(each))}." for each in islice(found, limit)]
+    return [f"{capfirst(str(each))}." for each in islice(found, limit)]
 
 
 def unreadable_row(connection: BaseDatabaseWrapper) -> str:

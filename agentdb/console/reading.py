@@ -21,10 +21,10 @@ from django.db.models import (
     TextField,
 )
 from django.db.models.sql.compiler import SQLCompiler
-from django.utils.dateparse import parse_datetime
+from django.utils.text import capfirst
 from django.utils.translation import gettext
 
-from agentdb.console.display import instant
+from agentdb.console.display import readable
 from agentdb.console.questions import (
     Problem,
     Unanswered,
@@ -35,7 +35,6 @@ from agentdb.console.questions import (
 from agentdb.faults import Fault, classify
 from agentdb.schema import read_tables
 from agentdb.schema.rows import UnreadableValue
-from agentdb.wording import capitalized
 
 _NAMED = 3  # unreadable values named in one sentence
 _SHOWN_CHARACTERS = 60  # of each
@@ -146,14 +145,13 @@ def _parsed(
             text = raw.decode()
         except UnicodeDecodeError:
             return Unreadable(raw.decode(errors="backslashreplace"))
+    if isinstance(field, DateTimeField):
+        return readable(text) or Unreadable(text)
+    if not isinstance(field, IntegerField):
+        return text
     try:
-        if isinstance(field, IntegerField):
-            return int(text)
-        if not isinstance(field, DateTimeField):
-            return text
-        at = parse_datetime(text)
-        return Unreadable(text) if at is None else instant(at)
-    except (ValueError, OverflowError):
+        return int(text)
+    except ValueError:
         return Unreadable(text)
 
 
@@ -197,7 +195,7 @@ def _unreadable(connection: BaseDatabaseWrapper, rows: Sequence[Any]) -> Problem
             if is_unreadable(value):
                 shown = value[:_SHOWN_CHARACTERS]
                 place = UnreadableValue(row._meta.db_table, row.pk, name, shown)
-                values.append(f"{capitalized(str(place))}.")
+                values.append(f"{capfirst(str(place))}.")
     if not values:
         return None
     sentences = [holds_unreadable(connection), *values[:_NAMED]]

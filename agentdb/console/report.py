@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
+from django.utils.text import capfirst
 from django.utils.translation import gettext, ngettext_lazy
 
 from agentdb.console.checks import Finding, Fleet, Runner, checks
@@ -29,7 +30,6 @@ from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names, pending_migrations
 from agentdb.schema.rows import UnreadableValue, misspelt_recently
 from agentdb.sqlite_files import file_concern
-from agentdb.wording import capitalized
 
 MOST_UNREADABLE = 20
 NEWEST = 200  # rows of each table whose times are checked for their spelling
@@ -106,7 +106,7 @@ def _misspelt(found: UnreadableValue) -> str:
         "%(row)s, in another spelling than agentdb's, which SQLite sorts and compares wrongly. Stop the program that "
         "writes it, and run 'agentdb baselinedb'."
     )
-    return sentence % {"row": capitalized(str(found))}
+    return sentence % {"row": capfirst(str(found))}
 
 
 def examine(budget: Budget) -> Report:

@@ -47,20 +47,12 @@ class ProgressLine:
             rate = (done - self._first) / seconds
             # Rows may have come since they were counted: what is left is never negative.
             text += f", {rate:,.0f} a second, {max(total - done, 0) / rate:,.0f} s left"
-        if not self._on_terminal:
-            self._stream.write(text, style_func=str)
-            return
-        # An empty table is done.
-        width = 20
-        filled = width * done // total if total else width
+        self.clear()
         self._stream.write(
-            # Back to the start of the line, and clear it: the next text may be shorter.
-            f"\r\x1b[K[{'#' * filled}{'.' * (width - filled)}] {text}",
-            style_func=str,
-            ending="",
+            text, style_func=str, ending="" if self._on_terminal else "\n"
         )
         self._stream.flush()
-        self._is_open = True
+        self._is_open = self._on_terminal
 
     def say(self, text: str) -> None:
         """Write a separate line."""
@@ -71,6 +63,7 @@ class ProgressLine:
     def clear(self) -> None:
         """Remove the line from the terminal, if there is one."""
         if self._is_open:
+            # Back to the start of the line, and clear it: the next text may be shorter.
             self._stream.write("\r\x1b[K", style_func=str, ending="")
             self._is_open = False
 
@@ -99,10 +92,6 @@ class Output:
         """Hand the text to the system; a full disk may refuse it only now."""
         self._try("flush")
 
-    # Defined, because a closed descriptor has no stream to ask.
-    def isatty(self) -> bool:
-        return self._stream is not None and self._stream.isatty()
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -112,12 +101,11 @@ class Output:
         if self.failure is not None:
             return
         # No reader is left (EPIPE), the disk is full, or the descriptor is closed.
+        # A ValueError says that this process has closed the stream.
         try:
             getattr(self._stream, method)(*arguments)
-        except OSError as error:
-            self.failure = error.strerror or str(error)
-        except ValueError as error:  # closed elsewhere in this process
-            self.failure = str(error)
+        except (OSError, ValueError) as error:
+            self.failure = getattr(error, "strerror", None) or str(error)
         of_process = (sys.__stdout__, sys.__stderr__)
         if self.failure is not None and self._stream in of_process:
             # Otherwise the buffered text would fail again at exit, with Python's own exit code.

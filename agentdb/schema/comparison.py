@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from django.utils.text import capfirst
+
 from agentdb.schema.sqltext import names_in, quoted
 from agentdb.schema.tables import Check, Column, Key, Table
-from agentdb.wording import capitalized
 
 Severity = Literal["drift", "note"]
 
@@ -54,7 +55,7 @@ def _missing_table(name: str) -> Difference:
 
 def _foreign_table(table: Table) -> Difference:
     kind = table.kind
-    message = f"{capitalized(kind)} {table.name} is not agentdb's and is left alone."
+    message = f"{capfirst(kind)} {table.name} is not agentdb's and is left alone."
     return Difference("table.foreign", "note", table.name, None, None, kind, message)
 
 
@@ -88,7 +89,7 @@ def _on(key: Key) -> str:
 def _title(key: Key) -> str:
     if key.kind == "primary key":
         return "The primary key"
-    return f"{capitalized(key.kind)} {key.name or 'without a name'}"
+    return f"{capfirst(key.kind)} {key.name or 'without a name'}"
 
 
 def _reads(key: Key) -> frozenset[str]:
@@ -281,7 +282,7 @@ class _TableDiff:
         if self.names and key.name != other.name:
             has = f"is named {other.name}" if other.name else "has no name"
             should = f"be {key.name}" if key.name else "have none"
-            message = f"{capitalized(key.kind)} on {self.table} {_on(key)} {has}; it should {should}."
+            message = f"{capfirst(key.kind)} on {self.table} {_on(key)} {has}; it should {should}."
             yield self._difference(
                 f"{noun}.name", key.name, key.name, other.name, message
             )
@@ -314,7 +315,7 @@ class _TableDiff:
             )
         for check in self.live.checks:
             title = (
-                f"{capitalized(check.kind)} constraint {check.name or 'without a name'}"
+                f"{capfirst(check.kind)} constraint {check.name or 'without a name'}"
             )
             on = f"{self.table} ({check.expression})"
             # Inserts leave additional columns to their defaults, like the old server's.

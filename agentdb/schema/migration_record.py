@@ -142,7 +142,7 @@ def _out_of_date(place: str, pending: tuple[str, ...], is_old: bool) -> str:
             f"{place} was made by the old server and is not adopted yet (pending: {names}). "
             "Run 'agentdb baselinedb --check' to see what adopting it does, then 'agentdb baselinedb'."
         )
-    return f"{place} lacks the migrations {names}. Run 'agentdb migrate', or pass migrate=True."
+    return f"{place} lacks the migrations {names}. Run 'agentdb migrate'."
 
 
 # The first relation of each name on the search path, for the names that agentdb uses without a schema.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
 from django.apps import apps
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.text import get_text_list
 
 from agentdb.conf import server_name
 from agentdb.schema import (
@@ -35,13 +36,15 @@ from agentdb.schema.rows import (
     unreadable_timestamps,
 )
 from agentdb.sqlite_files import file_concern
-from agentdb.wording import counted, listed
+from agentdb.wording import counted
 
 # Raise it when a field of the JSON report is renamed, removed or changes its meaning; new fields may be added.
 JSON_FORMAT = 1
 SPELLING = "value.spelling"
 UNREADABLE = "value.unreadable"
 _SHOWN = 20  # unreadable values that are named
+
+_listed = partial(get_text_list, last_word="and")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Verification:
         """One line: the result, and what to do."""
         if self.unknown:
             return (
-                f"A newer agentdb migrated this database: {listed(self.unknown)} {_is(self.unknown)} not known here. "
+                f"A newer agentdb migrated this database: {_listed(self.unknown)} {_is(self.unknown)} not known here. "
                 "Upgrade agentdb."
             )
         if self.differences and self.differences[0].code == "table.elsewhere":
@@ -75,16 +78,16 @@ class Verification:
         if not self.recorded:
             return "No migration is recorded: these tables are not adopted yet. Run 'agentdb baselinedb'."
         if not self.record_is_true:
-            done = f"Recorded {_is(self.recorded)} {listed(self.recorded)}, but the tables are not as "
+            done = f"Recorded {_is(self.recorded)} {_listed(self.recorded)}, but the tables are not as "
             return f"{done}{self.recorded[-1]} leaves them. Run 'agentdb baselinedb --check' to see what can be done."
         if self.pending:
-            pending = listed(self.pending)
+            pending = _listed(self.pending)
             return f"The tables are as {self.recorded[-1]} leaves them. Run 'agentdb migrate' to apply {pending}."
         return self._verdict_of_differences()
 
     def _verdict_of_differences(self) -> str:
         if not self.differences:
-            return f"The schema matches the models, and the recorded migrations are true: {listed(self.recorded)}."
+            return f"The schema matches the models, and the recorded migrations are true: {_listed(self.recorded)}."
         # With a true record and nothing pending only values can differ.
         if self.differences[0].code == UNREADABLE:
             return "The schema matches the models, but there are timestamps that cannot be read. Correct them."

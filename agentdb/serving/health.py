@@ -8,7 +8,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.errors import AgentDbError
 from agentdb.interface import Health
-from agentdb.schema.inspection import server_version, sqlite_path
+from agentdb.schema.inspection import (
+    check_sqlite_file,
+    server_version,
+    sqlite_path,
+)
 from agentdb.serving import own_apps
 from agentdb.serving.connections.base import Slot
 from agentdb.serving.connections.threads import Threads
@@ -22,6 +26,9 @@ def check_health(threads: Threads) -> Health:
     with slot.lock:
         in_transaction = block_of(slot) is not None
         try:
+            path = sqlite_path(slot.wrapper)
+            if path is not None:
+                check_sqlite_file(path)
             threads.ensure_connected()
             return _ask(threads, slot)
         except AgentDbError as error:

@@ -231,7 +231,7 @@ def _check_file(connection: BaseDatabaseWrapper, *, create: bool) -> None:
                 path.touch(mode=0o644)
             return
         raise SchemaOutOfDateError(
-            f"SQLite database {str(path)!r} does not exist. Run 'agentdb migrate' or pass migrate=True to create it.",
+            f"The database file {str(path)!r} does not exist. Run 'agentdb migrate' to create it.",
             pending=migration_names(),
         ) from None
     if concern := encoding_concern(path):

@@ -71,7 +71,7 @@ def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError 
     names = _apps_of(connection)
     return SchemaOutOfDateError(
         f"{place} lacks the migrations {', '.join(pending)}. Run 'agentdb migrate' with "
-        f"{APPS_VARIABLE}={','.join(names)}, or pass migrate=True.",
+        f"{APPS_VARIABLE}={','.join(names)}.",
         pending=pending,
     )
 

@@ -227,7 +227,7 @@ def test_each_line_of_attention_leads_to_its_rows(site: Site, superuser: User):
         "failing": 0, "runner": 1, "silent": 1, "starting": 1, "sandbox-alone": 2, "sandbox-gone": 1,
         "agent-missing": 1, "pending": 0, "drift": 0, "unreadable": 0,
     }  # fmt: skip
-    assert found["silent"].detail == "the longest silent: 31 min ago"
+    assert found["silent"].detail == "the oldest: 31 min ago"
     assert found["runner"].detail == "r9, 31 min ago; 1 live session"
     page = site.get("")
     assert "Needs attention: 6" in page.text

@@ -396,7 +396,7 @@ def test_a_time_still_to_come_is_not_called_the_oldest(fleet: Site):
     assert found(fleet)["silent"].detail == ""
 
     sessions(fleet, age=40 * MINUTE)
-    assert found(fleet)["silent"].detail == "the longest silent: 40 min ago"
+    assert found(fleet)["silent"].detail == "the oldest: 40 min ago"
 
 
 # -- sandboxes

@@ -125,13 +125,20 @@ def test_url_option_is_taken_anywhere_and_goes_before_the_environment(
     assert versions(empty_url) == 1
 
 
-def test_url_option_without_a_value_is_refused(cli):
-    finished = cli("migrate", "--url")
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (["--url"], "error: argument --url: expected one argument\n"),
+        (["--url", ""], "The database URL is empty. Is a variable not set?\n"),
+        (["--url="], "The database URL is empty. Is a variable not set?\n"),
+    ],
+)
+def test_url_option_without_a_value_is_refused(cli, tmp_path, option, sentence):
+    finished = cli("migrate", *option)
 
     assert (finished.returncode, finished.stdout) == (2, "")
-    assert finished.stderr == (
-        "The option --url has no value: agentdb --url URL COMMAND. Is a variable not set?\n"
-    )
+    assert finished.stderr.endswith(sentence)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_url_of_another_engine_is_refused(cli):
@@ -226,8 +233,9 @@ def test_the_settings_option_names_a_project_too(cli, host, tmp_path):
     assert versions(f"sqlite:///{tmp_path}/host.db") == 1
 
 
-def test_a_url_beside_a_projects_settings_is_refused(cli, host):
-    finished = cli("--url", "sqlite:///a.db", "migrate", DJANGO_SETTINGS_MODULE=host)
+@pytest.mark.parametrize("url", ["sqlite:///a.db", ""])
+def test_a_url_beside_a_projects_settings_is_refused(cli, host, url):
+    finished = cli("--url", url, "migrate", DJANGO_SETTINGS_MODULE=host)
 
     assert finished.returncode == 2
     assert finished.stderr == (

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from django.core.management import load_command_class
+from django.core.management.base import OutputWrapper
 
 import agentdb
 from agentdb.errors import AgentDbError
@@ -167,7 +168,8 @@ def test_a_command_without_standard_output_says_so(
     monkeypatch.setattr(sys, "stdout", None)
 
     assert run(answer, None) == (0, f"{LOST}it is closed.\n")
-    assert not Output(None).isatty()
+    closed: Any = Output(None)
+    assert not OutputWrapper(closed).isatty()
 
 
 def test_a_program_that_asked_for_json_gets_one_object_also_of_a_refusal() -> None:

@@ -103,8 +103,7 @@ def test_a_database_without_tables_gives_one_sentence(program, tmp_path):
 
     assert finished.returncode == 1
     assert finished.stderr == (
-        f"SQLite database '{tmp_path}/none.db' does not exist. Run 'agentdb migrate' or pass migrate=True "
-        "to create it.\n"
+        f"The database file '{tmp_path}/none.db' does not exist. Run 'agentdb migrate' to create it.\n"
     )
 
 

@@ -121,6 +121,17 @@ def test_a_result_that_could_not_be_written_is_a_failure(migrated: Path):
     )
 
 
+@pytest.mark.parametrize("words", ["", "version", "migrate --help", "showmigrations"])
+def test_an_answer_that_could_not_be_written_leaves_a_sentence_and_no_traceback(
+    migrated: Path, words: str
+):
+    finished = shell(migrated, f"$agentdb {words} > /dev/full")
+
+    assert finished.returncode == 1
+    assert finished.stderr.endswith("agentdb: [Errno 28] No space left on device\n")
+    assert "Traceback" not in finished.stderr
+
+
 def test_standard_error_that_is_closed_stops_nothing(old: Path):
     finished = shell(old, "$agentdb baselinedb --no-backup 2>&-")
 

@@ -172,7 +172,7 @@ def test_each_change_of_a_table_and_each_harmful_addition_is_one_line(
 
 # ------------------------------------------------------------------- what connect() and health() find out beforehand
 
-OUT_OF_DATE = "{place} lacks the migrations {pending}. Run 'agentdb migrate', or pass migrate=True."
+OUT_OF_DATE = "{place} lacks the migrations {pending}. Run 'agentdb migrate'."
 OLD = (
     "{place} was made by the old server and is not adopted yet (pending: {pending}). Run 'agentdb baselinedb --check' "
     "to see what adopting it does, then 'agentdb baselinedb'."

@@ -318,7 +318,7 @@ def test_connect_to_an_empty_database_names_the_migrations_and_the_command(
 
     place = str(raised.value).partition(" lacks ")[0]
     assert str(raised.value) == (
-        f"{place} lacks the migrations {', '.join(migration_names())}. Run 'agentdb migrate', or pass migrate=True."
+        f"{place} lacks the migrations {', '.join(migration_names())}. Run 'agentdb migrate'."
     )
     assert raised.value.pending == migration_names()
     where = (
@@ -379,7 +379,7 @@ def test_missing_sqlite_file_is_not_made(tmp_path: Path) -> None:
         agentdb.connect(f"sqlite:///{path}")
 
     assert str(raised.value) == (
-        f"SQLite database {str(path)!r} does not exist. Run 'agentdb migrate' or pass migrate=True to create it."
+        f"The database file {str(path)!r} does not exist. Run 'agentdb migrate' to create it."
     )
     assert raised.value.pending == migration_names()
     assert list(tmp_path.iterdir()) == []

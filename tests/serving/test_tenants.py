@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -369,7 +370,7 @@ def test_health_of_a_database_with_pending_migrations_is_not_ok(
 
     assert (health.ok, health.pending_migrations) == (False, ("0004_fleet_indexes",))
     assert health.reason == (
-        f"{db.describe()} lacks the migrations 0004_fleet_indexes. Run 'agentdb migrate', or pass migrate=True."
+        f"{db.describe()} lacks the migrations 0004_fleet_indexes. Run 'agentdb migrate'."
     )
 
 
@@ -404,10 +405,21 @@ def test_health_of_a_file_that_is_no_database_is_an_answer(tmp_path: Path) -> No
         health = db.health()
 
         assert not health.ok
-        assert (
-            health.reason
-            == f"SQLite database {str(path)!r} is unavailable: file is not a database."
+        assert health.reason == (
+            f"{str(path)!r} is not a SQLite database, or it is encrypted. Check the database URL."
         )
+
+
+def test_health_of_a_file_that_was_cut_short_is_not_good(tmp_path: Path) -> None:
+    path = tmp_path / "agentdb.sqlite3"
+    with agentdb.connect(f"sqlite:///{path}?journal=delete", migrate=True) as db:
+        assert db.health().ok
+        os.truncate(path, path.stat().st_size - 100)
+
+        health = db.health()
+
+    assert not health.ok
+    assert f"The database file {str(path)!r} is damaged: it has" in health.reason
 
 
 def test_health_of_a_closed_db_raises(url: str) -> None:

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from django.db import connections
 
-from agentdb.errors import DatabaseUnavailableError
 from agentdb.interface import Health
 from agentdb.management.database_command import DatabaseCommand
-from agentdb.schema.inspection import check_sqlite_file, sqlite_path
 from agentdb.serving.adapter import DjangoDb
 
 JSON_FORMAT = 1
@@ -24,7 +22,11 @@ class Command(DatabaseCommand):
     json_help = "Print one JSON object."
 
     def handle(self, *, json: bool, database: str, **options: Any) -> None:
-        health = _health(database)
+        health = DjangoDb(database).health()
+        # A probe that a program runs in its own process leaves no connection behind; in a test's transaction it would
+        # roll that back.
+        if not connections[database].in_atomic_block:
+            connections[database].close()
         if json:
             self.print_json({"format": JSON_FORMAT, **asdict(health)})
         else:
@@ -41,21 +43,3 @@ class Command(DatabaseCommand):
             self.stdout.write(self.style.ERROR(health.reason))
         for warning in health.warnings:
             self.stdout.write(self.style.WARNING(warning))
-
-
-def _health(alias: str) -> Health:
-    """Ask the database, and whether its file is one that agentdb opens."""
-    connection = connections[alias]
-    path = sqlite_path(connection)
-    health = DjangoDb(alias).health()
-    try:
-        if path is not None:
-            check_sqlite_file(path)
-        return health
-    except DatabaseUnavailableError as error:
-        return replace(health, ok=False, reason=str(error))
-    finally:
-        # A probe that a program runs in its own process leaves no connection behind; in a test's transaction it would
-        # roll that back.
-        if not connection.in_atomic_block:
-            connection.close()

@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import sys
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -109,23 +109,23 @@ def _become_server(settings: dict[str, Any]) -> NoReturn:
     os.write(writing, f"{json.dumps(settings, default=str)}\n".encode())
     os.close(writing)
     os.dup2(reading, 0)
-    # -P, and own paths last: no file in the working directory can shadow a library module.
-    arguments = [sys.executable, "-P", "-c", _START, *_module_paths()]
+    # -P, and own paths last: no file in the working directory can shadow a library module. That directory is among them
+    # only if agentdb itself is there.
+    home = str(Path(agentdb.__file__).resolve().parents[1])
+    paths = [path for path in sys.path if path not in ("", os.getcwd(), home)]
+    arguments = [sys.executable, "-P", "-c", _START, *paths, home]
     os.execve(sys.executable, arguments, environment)
 
 
 def _check_migrated(database: str) -> None:
     """Raise what ``connect()`` would, with the next command, unless the tables are those of this version."""
-    connection = connections[database]
-    with ExitStack() as stack:
-        stack.callback(connection.close)
-        if connection.vendor == "sqlite":
-            # Creates no file.
-            connection = stack.enter_context(inspecting(database))
-        else:
-            # In autocommit, so that a query may fail.
-            stack.enter_context(translated_errors(connection))
-        problem = schema_problem(connection, describe(connections[database]))
+    configured = connections[database]
+    looking: Any = nullcontext(configured)  # in autocommit, so that a query may fail
+    if configured.vendor == "sqlite":
+        looking = inspecting(database)  # creates no file
+    with translated_errors(configured), looking as connection:
+        problem = schema_problem(connection, describe(configured))
+    configured.close()
     if problem is not None:
         raise problem
 
@@ -134,13 +134,6 @@ _START = (
     "import sys; sys.path += [each for each in sys.argv[1:] if each not in sys.path]; "
     "from agentdb.admin_project.server import main; sys.exit(main())"
 )
-
-
-def _module_paths() -> list[str]:
-    """Return the module paths of this process, without the working directory unless agentdb itself is there."""
-    home = str(Path(agentdb.__file__).resolve().parent.parent)
-    paths = [os.path.abspath(path) for path in sys.path if path]
-    return [path for path in paths if path not in (os.getcwd(), home)] + [home]
 
 
 def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, Any]:
