@@ -65,7 +65,7 @@ def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError 
     problem = migration_record.schema_problem(connection, place)
     if problem is not None:
         return problem
-    pending = tuple(_pending_migrations(connection))
+    pending = tuple(pending_migrations(connection))
     if not pending:
         return None
     names = _apps_of(connection)
@@ -83,7 +83,7 @@ def migrate(alias: str) -> None:
     if not _apps_of(connection):
         return
     with migration_lock(connection):
-        pending = _pending_migrations(connection)
+        pending = pending_migrations(connection)
         labels = {migration.partition(".")[0] for migration in pending}
         for label in sorted(labels):
             call_command(
@@ -98,7 +98,7 @@ def _apps_of(connection: BaseDatabaseWrapper) -> tuple[str, ...]:
     return apps
 
 
-def _pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
+def pending_migrations(connection: BaseDatabaseWrapper) -> list[str]:
     """Return the missing migrations of the database's apps, in order, as ``label.name``.
 
     Raises ``InvalidInputError`` for an app that has models and no migrations.

@@ -363,6 +363,9 @@ def test_an_app_with_models_needs_migrations(folder: Path) -> None:
         "InvalidInputError The app 'bare' has models and no migrations, so its tables would never be created. Run "
         "'agentdb makemigrations bare' with AGENTDB_APPS, and keep the files that it writes."
     )
+    command = run(folder, "migrate", AGENTDB_APPS="bare", DATABASE_URL="sqlite:///a.db")
+    assert command.returncode == 1
+    assert "CommandError: The app 'bare' has models and no migrations" in command.stderr
     (folder / "bare/models.py").unlink()
     run_python(f"import agentdb; {program}", folder)
 

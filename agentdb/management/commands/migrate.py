@@ -34,6 +34,7 @@ from agentdb.schema.inspection import (
 from agentdb.schema.migration_lock import migration_lock
 from agentdb.schema.migration_record import pending_migrations
 from agentdb.schema.queries import count_rows, lifted_limits
+from agentdb.serving import own_apps
 
 _WAITING = "Another process is migrating this database; waiting for it."
 
@@ -100,6 +101,8 @@ class Command(AgentDbCommand, migrate.Command):
         if options["migration_name"] is not None:
             return True
         with translated_errors(connection):
+            if options["app_label"] is None:
+                own_apps.pending_migrations(connection)  # refuses an app without any
             if pending_migrations(connection):
                 return True
         return options["app_label"] is None and _has_others_pending(connection)
