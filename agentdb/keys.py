@@ -8,10 +8,10 @@ import os
 import secrets
 import uuid
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from agentdb.errors import InvalidInputError
-from agentdb.interface import ApiKeyRecord, Db
+from agentdb.interface import ApiKeyRecord
 
 PREFIX = "agentdb_"
 SECRET_VARIABLE = "AGENTDB_KEY_SECRET"
@@ -68,12 +68,15 @@ class KeyHashes:
         return self.hash(plain), bare_hash(plain)
 
 
-class KeyIssuer(Db):
-    """A ``Db`` that makes API keys, and closes at the end of a ``with``."""
+class KeyIssuer:
+    """Makes API keys for a ``Db``, and closes it at the end of a ``with``."""
 
     _hashes: KeyHashes
 
-    def issue_api_key(self, tenant_id: str, label: str) -> tuple[str, ApiKeyRecord]:
+    # Any, because only together with the other methods it is a Db.
+    def issue_api_key(
+        self: Any, tenant_id: str, label: str
+    ) -> tuple[str, ApiKeyRecord]:
         plain, key_hash = self._hashes.generate()
         id = str(uuid.uuid4())
         record = self.insert_api_key(id, tenant_id, key_hash, label)
@@ -83,7 +86,7 @@ class KeyIssuer(Db):
         return self
 
     def __exit__(
-        self,
+        self: Any,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,

@@ -35,6 +35,7 @@ from agentdb.interface import (
     DEFAULT_TENANT_ID,
     AgentRecord,
     ApiKeyRecord,
+    Db,
     Health,
     SandboxRecord,
     SandboxStateInput,
@@ -60,7 +61,7 @@ R = TypeVar("R")
 Listed = TypeVar("Listed", SessionRecord, SandboxRecord)
 
 
-class DjangoDb(KeyIssuer):
+class DjangoDb(KeyIssuer, Db):
     """``Db`` on the connections of one of Django's database aliases; safe to share among threads.
 
     Every thread has its own connection, which is Django's, so calls join a transaction that the caller has open on

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from types import EllipsisType
-from typing import Any, Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from agentdb.errors import (
     DatabaseClosedError,
@@ -35,14 +35,11 @@ from agentdb.interface import (
     Db,
     Health,
     SandboxRecord,
-    SandboxStateInput,
-    SandboxStatesInput,
     SessionRecord,
-    SessionStatusesInput,
-    SessionStatusInput,
 )
 from agentdb.keys import KeyHashes, KeyIssuer
 
+P = ParamSpec("P")
 R = TypeVar("R")
 Record = TypeVar(
     "Record", bound=AgentRecord | SessionRecord | SandboxRecord | ApiKeyRecord
@@ -53,87 +50,118 @@ _RUNNING = ("active", "starting")
 _FINISHED = ("ended", "stopped", "error")
 _EVICTED_FIRST = ("cold", "warm", "waiting")
 
+# The columns of those arguments that have another name.
+_COLUMNS = {"agent": "agent_name", "ids": "id"}
+
 
 @dataclass
 class _Rows(Generic[Record]):
-    """Rows of one table: all, or those that have the wanted values."""
+    """One table, or what a tenant sees of it."""
 
     record: type[Record]
     # The column with the time of the last activity or use.
     last: str
-    # The whole table, by id: what is narrowed shares the dictionary.
+    now: Callable[[], datetime]
+    # The whole table, by id: the views of tenants share the dictionary.
     rows: dict[str, Record] = field(default_factory=dict)
-    wanted: dict[str, Any] = field(default_factory=dict)
+    tenant_id: str | None = None
 
-    def where(self, **wanted: Any) -> _Rows[Record]:
-        """Return those of the rows that have these values.
+    def find(self, **wanted: Any) -> list[Record]:
+        """Return the rows in the order of the ids that are wanted, or else as they were inserted.
 
         A column is compared with a string, with a collection of which any will do, or not at all if it is None.
         """
-        narrowed = self.wanted.copy()
-        for column, value in wanted.items():
+        any_of: dict[str, dict[Any, None]] = {}
+        for name, value in {"tenant_id": self.tenant_id, **wanted}.items():
             if value is not None:
+                column = _COLUMNS.get(name, name)
+                values = [value] if isinstance(value, str) else value
                 # A dictionary finds a value at once, and keeps the order of the ids that are asked for.
-                any_of = [value] if isinstance(value, str) else value
-                narrowed[column] = dict.fromkeys(any_of)
-        return replace(self, wanted=narrowed)
-
-    def all(self) -> list[Record]:
-        """Return the rows: in the order of the ids that are wanted, or else as they were inserted."""
-        ids = self.wanted.get("id", self.rows)
+                any_of[column] = dict.fromkeys(values)
+        ids = any_of.get("id", self.rows)
         rows = [self.rows[id] for id in ids if id in self.rows]
-        return [row for row in rows if self._fits(row)]
+        return [
+            row
+            for row in rows
+            if all(getattr(row, column) in values for column, values in any_of.items())
+        ]
 
-    def first(self) -> Record | None:
-        for row in self.all():
-            return row
-        return None
-
-    def untouched(self, since: datetime | None = None) -> list[Record]:
-        """Return the rows that were not touched since then, the longest untouched first."""
-        rows = self.all()
+    def untouched(
+        self,
+        older_than: datetime | None = None,
+        limit: int | None = None,
+        **wanted: Any,
+    ) -> list[Record]:
+        """Return the rows that were not touched since then, at most so many, the longest untouched first."""
+        rows = self.find(**wanted)
         rows.sort(key=lambda row: (getattr(row, self.last), row.id))
-        return [row for row in rows if since is None or getattr(row, self.last) < since]
+        if older_than is not None:
+            rows = [row for row in rows if getattr(row, self.last) < older_than]
+        return rows[:limit]
 
     def page(
         self,
         limit: int | None = None,
         before: object = None,
+        **wanted: Any,
     ) -> list[Record]:
         """Return the newest rows, at most so many, of those that come after the record or cursor."""
-        rows = sorted(self.all(), key=_place, reverse=True)
+        rows = sorted(self.find(**wanted), key=_place, reverse=True)
         if before is not None:
             record: Any = self.record
             position = page_position(before, record)
             rows = [row for row in rows if _place(row) < position]
         return rows[:limit]
 
+    def insert(self, **values: Any) -> list[Record]:
+        id = values["id"]
+        if id in self.rows:
+            noun = self.record.__name__.removesuffix("Record").lower()
+            raise DuplicateKeyError(f"A {noun} with the id {id!r} exists already.")
+        values["created_at"] = values[self.last] = self.now()
+        row = self.record(**values)
+        return [self.put(row)]
+
     def put(self, row: Record) -> Record:
         """Insert the row, or replace the one with its id; return it."""
         self.rows[row.id] = row
         return row
 
-    def change(self, now: datetime | None = None, **values: Any) -> list[str]:
-        """Set columns of the rows, with ``now`` also the time of their last activity or use, and return their ids."""
-        rows = self.all()
+    def update(
+        self,
+        id: str,
+        only_if: object = None,
+        *,
+        touch: bool = False,
+        **value: Any,
+    ) -> list[Record]:
+        """Set one column of a row, if it exists and has one of those values there."""
+        [column] = value
+        rows = self.find(id=id, **{column: only_if})
+        return self.change(rows, touch, **value)
+
+    def touch(self, **wanted: Any) -> list[Record]:
+        rows = self.find(**wanted)
+        return self.change(rows, touch=True)
+
+    def change(
+        self, rows: list[Record], touch: bool = False, **values: Any
+    ) -> list[Record]:
+        """Set columns of the rows, with ``touch`` also the time of their last activity or use; return the new rows."""
+        now = self.now()
+        changed = []
         for row in rows:
-            if now is not None:
+            if touch:
                 # The clock may go back, but this time only moves forward.
                 values[self.last] = max(now, getattr(row, self.last))
-            self.put(replace(row, **values))
-        return [row.id for row in rows]
+            changed.append(self.put(replace(row, **values)))
+        return changed
 
-    def delete(self) -> int:
-        """Delete the rows, and return how many that were."""
-        rows = self.all()
+    def delete(self, **wanted: Any) -> list[Record]:
+        rows = self.find(**wanted)
         for row in rows:
             del self.rows[row.id]
-        return len(rows)
-
-    def _fits(self, row: Record) -> bool:
-        return all(
-            getattr(row, column) in any_of for column, any_of in self.wanted.items()
-        )
+        return rows
 
 
 def _place(row: Record) -> tuple[datetime, str]:
@@ -142,16 +170,60 @@ def _place(row: Record) -> tuple[datetime, str]:
     return row.created_at, row.id
 
 
-def _call(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a method check its arguments as every ``Db`` does, and then run in its thread's turn."""
-    signature = inspect.signature(method)
-    checks = argument_checks(method)
+def _pause(sessions: _Rows[Any], **wanted: Any) -> list[Any]:
+    running = sessions.find(status=_RUNNING, **wanted)
+    return sessions.change(running, touch=True, status="paused")
+
+
+def _mark_cold(sandboxes: _Rows[Any], **wanted: Any) -> list[Any]:
+    found = sandboxes.find(**wanted)
+    others = [sandbox for sandbox in found if sandbox.state != "cold"]
+    return sandboxes.change(others, state="cold")
+
+
+def _in_table(
+    method: Callable[Concatenate[Db, P], R],
+    table: str,
+    action: Callable[..., list[Any]],
+    **fixed: Any,
+) -> Callable[Concatenate[MemoryDb, P], R]:
+    """Return the method of this signature that takes an action, with its arguments, on the rows of one table."""
+    kind = inspect.signature(method).return_annotation
 
     @wraps(method)
+    def call(self: MemoryDb, /, *_: P.args, **arguments: P.kwargs) -> R:
+        rows = action(getattr(self, table), **arguments, **fixed)
+        answer: R = _answer(kind, rows)
+        return answer
+
+    return call
+
+
+def _answer(kind: str, rows: list[Any]) -> Any:
+    """Return what a call with this annotation answers if these are the rows that it found, changed or deleted."""
+    if kind == "bool":
+        return bool(rows)
+    if kind == "int":
+        return len(rows)
+    if kind == "list[str]":
+        return [row.id for row in rows]
+    if kind.startswith("list"):
+        return rows
+    return rows[0] if rows else None
+
+
+def _call(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a method check its arguments as every ``Db`` does, and then run in its thread's turn."""
+    promised = getattr(Db, method.__name__)
+    signature = inspect.signature(promised)
+    checks = argument_checks(promised)
+
+    @wraps(promised)
     def call(self: MemoryDb, /, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = bound.arguments
+        del arguments["self"]
         # In their order, so that of several bad ones each implementation names the same.
         for name, value in arguments.items():
             if name == "tenant_id":
@@ -159,7 +231,7 @@ def _call(method: Callable[..., Any]) -> Callable[..., Any]:
             elif name in checks:
                 arguments[name] = checks[name](value)
         with self._turn():
-            return method(*bound.args, **bound.kwargs)
+            return method(self, **arguments)
 
     return call
 
@@ -186,12 +258,15 @@ class MemoryDb(KeyIssuer):
         clock: Callable[[], datetime] | None = None,
         key_secret: str | None = None,
     ) -> None:
+        def now() -> datetime:
+            return datetime.now(UTC) if clock is None else clock().astimezone(UTC)
+
         self._hashes = KeyHashes(key_secret)
-        self._clock = clock or (lambda: datetime.now(UTC))
-        self._agents = _Rows(AgentRecord, "updated_at")
-        self._sessions = _Rows(SessionRecord, "last_active_at")
-        self._sandboxes = _Rows(SandboxRecord, "last_used_at")
-        self._keys = _Rows(ApiKeyRecord, "created_at")
+        self._now = now
+        self._agents = _Rows(AgentRecord, "updated_at", now)
+        self._sessions = _Rows(SessionRecord, "last_active_at", now)
+        self._sandboxes = _Rows(SandboxRecord, "last_used_at", now)
+        self._keys = _Rows(ApiKeyRecord, "created_at", now)
         self._lock = threading.RLock()
         self._tenant_id: str | None = None
         self._whole = self
@@ -206,70 +281,55 @@ class MemoryDb(KeyIssuer):
         path: str,
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> AgentRecord:
-        now = self._now()
-        agent = self.get_agent(name, tenant_id)
-        if agent is None:
-            id = str(uuid.uuid4())
-            agent = AgentRecord(id, tenant_id, name, 0, path, now, now)
-        updated = replace(
-            agent,
-            version=agent.version + 1,
+        for agent in self._agents.find(name=name, tenant_id=tenant_id):
+            updated = replace(
+                agent,
+                version=agent.version + 1,
+                path=path,
+                updated_at=self._now(),
+            )
+            return self._agents.put(updated)
+        [inserted] = self._agents.insert(
+            id=str(uuid.uuid4()),
+            tenant_id=tenant_id,
+            name=name,
+            version=1,
             path=path,
-            updated_at=now,
         )
-        return self._agents.put(updated)
+        return inserted
 
-    def get_agent(
-        self, name: str, tenant_id: str = DEFAULT_TENANT_ID
-    ) -> AgentRecord | None:
-        return self._agents.where(name=name, tenant_id=tenant_id).first()
+    get_agent = _in_table(Db.get_agent, "_agents", _Rows.find)
 
     def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
-        agents = self._agents.where(tenant_id=tenant_id).all()
+        agents = self._agents.find(tenant_id=tenant_id)
         return sorted(agents, key=lambda agent: agent.name)
 
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
         # Whether or not the agent exists: sessions name it by a soft reference, and may have outlived it.
-        self._sessions.where(agent_name=name, tenant_id=tenant_id).delete()
-        return self._agents.where(name=name, tenant_id=tenant_id).delete() > 0
+        self._sessions.delete(agent_name=name, tenant_id=tenant_id)
+        return bool(self._agents.delete(name=name, tenant_id=tenant_id))
 
     # -- sessions
 
-    def insert_session(
-        self,
-        id: str,
-        agent_name: str,
-        sandbox_id: str,
-        tenant_id: str = DEFAULT_TENANT_ID,
-    ) -> SessionRecord:
-        if id in self._sessions.rows:
-            raise DuplicateKeyError(f"A session with the id {id!r} exists already.")
-        now = self._now()
-        session = SessionRecord(
-            id,
-            tenant_id,
-            agent_name,
-            sandbox_id,
-            status="starting",
-            runner_id=None,
-            created_at=now,
-            last_active_at=now,
-        )
-        return self._sessions.put(session)
-
-    def update_session_status(
-        self,
-        id: str,
-        status: SessionStatusInput,
-        *,
-        only_if: SessionStatusesInput | None = None,
-    ) -> bool:
-        session = self._sessions.where(id=id, status=only_if)
-        return bool(session.change(self._now(), status=status))
-
-    def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
-        session = self._sessions.where(id=id)
-        return bool(session.change(self._now(), sandbox_id=sandbox_id))
+    insert_session = _in_table(
+        Db.insert_session,
+        "_sessions",
+        _Rows.insert,
+        status="starting",
+        runner_id=None,
+    )
+    update_session_status = _in_table(
+        Db.update_session_status,
+        "_sessions",
+        _Rows.update,
+        touch=True,
+    )
+    update_session_sandbox = _in_table(
+        Db.update_session_sandbox,
+        "_sessions",
+        _Rows.update,
+        touch=True,
+    )
 
     def update_session_runner(
         self,
@@ -280,46 +340,15 @@ class MemoryDb(KeyIssuer):
     ) -> bool:
         # Left out, it lets any runner pass; None is a runner like the others, "nobody".
         wanted = None if only_if is ... else [only_if]
-        session = self._sessions.where(id=id, runner_id=wanted)
-        return bool(session.change(self._now(), runner_id=runner_id))
+        updated = self._sessions.update(id, wanted, touch=True, runner_id=runner_id)
+        return bool(updated)
 
-    def get_session(self, id: str) -> SessionRecord | None:
-        return self._sessions.where(id=id).first()
-
-    def list_sessions(
-        self,
-        tenant_id: str = DEFAULT_TENANT_ID,
-        agent: str | None = None,
-        *,
-        status: SessionStatusesInput | None = None,
-        runner_id: str | None = None,
-        limit: int | None = None,
-        before: SessionRecord | str | None = None,
-    ) -> list[SessionRecord]:
-        sessions = self._sessions.where(
-            tenant_id=tenant_id,
-            agent_name=agent,
-            status=status,
-            runner_id=runner_id,
-        )
-        return sessions.page(limit, before)
-
-    def count_sessions(
-        self,
-        tenant_id: str = DEFAULT_TENANT_ID,
-        *,
-        agent: str | None = None,
-        status: SessionStatusesInput | None = None,
-    ) -> int:
-        sessions = self._sessions.where(
-            tenant_id=tenant_id,
-            agent_name=agent,
-            status=status,
-        )
-        return len(sessions.all())
-
-    def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
-        return self._sessions.where(runner_id=runner_id).page()
+    get_session = _in_table(Db.get_session, "_sessions", _Rows.find)
+    list_sessions = _in_table(Db.list_sessions, "_sessions", _Rows.page)
+    count_sessions = _in_table(Db.count_sessions, "_sessions", _Rows.find)
+    list_sessions_by_runner = _in_table(
+        Db.list_sessions_by_runner, "_sessions", _Rows.page
+    )
 
     def claim_session(
         self,
@@ -328,47 +357,33 @@ class MemoryDb(KeyIssuer):
         *,
         silent_for: timedelta | None = None,
     ) -> SessionRecord | None:
-        wanted = self._sessions.where(id=id)
-        session = wanted.first()
-        if session is None or session.status in _FINISHED:
-            return None
-        now = self._now()
-        is_silent = silent_for is not None and session.last_active_at < now - silent_for
-        is_free = session.runner_id in (None, runner_id)
-        if not (is_free or is_silent or session.status == "paused"):
-            return None
-        wanted.change(now, runner_id=runner_id)
-        return wanted.first()
+        for session in self._sessions.find(id=id):
+            silence = self._now() - session.last_active_at
+            is_silent = silent_for is not None and silence > silent_for
+            is_free = session.runner_id in (None, runner_id)
+            may_be_taken = is_free or is_silent or session.status == "paused"
+            if may_be_taken and session.status not in _FINISHED:
+                [claimed] = self._sessions.change(
+                    [session], touch=True, runner_id=runner_id
+                )
+                return claimed
+        return None
 
-    def get_silent_sessions(
-        self, older_than: datetime, *, limit: int | None = None
-    ) -> list[SessionRecord]:
-        running = self._sessions.where(status=_RUNNING)
-        return running.untouched(older_than)[:limit]
-
-    def touch_session(
-        self,
-        id: str,
-        *,
-        runner_id: str | None = None,
-    ) -> bool:
-        session = self._sessions.where(id=id, runner_id=runner_id)
-        return bool(session.change(self._now()))
-
-    def touch_sessions(
-        self, ids: Collection[str], *, runner_id: str | None = None
-    ) -> list[str]:
-        sessions = self._sessions.where(id=ids, runner_id=runner_id)
-        return sessions.change(self._now())
-
-    def delete_session(self, id: str) -> bool:
-        return self._sessions.where(id=id).delete() > 0
-
-    def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
-        return self._pause(runner_id)
-
-    def bulk_pause_active_sessions(self) -> int:
-        return self._pause()
+    get_silent_sessions = _in_table(
+        Db.get_silent_sessions,
+        "_sessions",
+        _Rows.untouched,
+        status=_RUNNING,
+    )
+    touch_session = _in_table(Db.touch_session, "_sessions", _Rows.touch)
+    touch_sessions = _in_table(Db.touch_sessions, "_sessions", _Rows.touch)
+    delete_session = _in_table(Db.delete_session, "_sessions", _Rows.delete)
+    bulk_pause_sessions_by_runner = _in_table(
+        Db.bulk_pause_sessions_by_runner, "_sessions", _pause
+    )
+    bulk_pause_active_sessions = _in_table(
+        Db.bulk_pause_active_sessions, "_sessions", _pause
+    )
 
     def prune_sessions(
         self,
@@ -380,92 +395,34 @@ class MemoryDb(KeyIssuer):
         # No table but the four is here, whatever its name.
         for table in also:
             raise InvalidInputError(f"No table {table!r} has a column 'session_id'.")
-        finished = self._sessions.where(status=_FINISHED).untouched(ended_before)
-        pruned = [session.id for session in finished[:limit]]
-        self._sandboxes.where(state="cold", session_id=pruned).delete()
-        return self._sessions.where(id=pruned).delete()
-
-    def _pause(self, runner_id: str | None = None) -> int:
-        """Pause what runs, on the runner or on all, and return how many that were."""
-        running = self._sessions.where(status=_RUNNING, runner_id=runner_id)
-        paused = running.change(self._now(), status="paused")
-        return len(paused)
+        finished = self._sessions.untouched(ended_before, limit, status=_FINISHED)
+        ids = [session.id for session in finished]
+        self._sandboxes.delete(state="cold", session_id=ids)
+        return len(self._sessions.delete(id=ids))
 
     # -- sandboxes
 
-    def insert_sandbox(
-        self,
-        id: str,
-        agent_name: str,
-        workspace_dir: str,
-        session_id: str | None = None,
-        tenant_id: str = DEFAULT_TENANT_ID,
-    ) -> SandboxRecord:
-        if id in self._sandboxes.rows:
-            raise DuplicateKeyError(f"A sandbox with the id {id!r} exists already.")
-        now = self._now()
-        sandbox = SandboxRecord(
-            id,
-            tenant_id,
-            session_id,
-            agent_name,
-            state="warming",
-            workspace_dir=workspace_dir,
-            created_at=now,
-            last_used_at=now,
-        )
-        return self._sandboxes.put(sandbox)
-
-    def update_sandbox_state(
-        self,
-        id: str,
-        state: SandboxStateInput,
-        *,
-        only_if: SandboxStatesInput | None = None,
-    ) -> bool:
-        sandbox = self._sandboxes.where(id=id, state=only_if)
-        return bool(sandbox.change(state=state))
-
-    def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
-        sandbox = self._sandboxes.where(id=id)
-        return bool(sandbox.change(session_id=session_id))
-
-    def touch_sandbox(self, id: str) -> bool:
-        return bool(self._sandboxes.where(id=id).change(self._now()))
-
-    def touch_sandboxes(self, ids: Collection[str]) -> list[str]:
-        return self._sandboxes.where(id=ids).change(self._now())
-
-    def get_sandbox(self, id: str) -> SandboxRecord | None:
-        return self._sandboxes.where(id=id).first()
-
-    def list_sandboxes(
-        self,
-        tenant_id: str = DEFAULT_TENANT_ID,
-        *,
-        state: SandboxStatesInput | None = None,
-        agent: str | None = None,
-        session_id: str | None = None,
-        limit: int | None = None,
-        before: SandboxRecord | str | None = None,
-    ) -> list[SandboxRecord]:
-        sandboxes = self._sandboxes.where(
-            tenant_id=tenant_id,
-            state=state,
-            agent_name=agent,
-            session_id=session_id,
-        )
-        return sandboxes.page(limit, before)
+    insert_sandbox = _in_table(
+        Db.insert_sandbox, "_sandboxes", _Rows.insert, state="warming"
+    )
+    update_sandbox_state = _in_table(
+        Db.update_sandbox_state, "_sandboxes", _Rows.update
+    )
+    update_sandbox_session = _in_table(
+        Db.update_sandbox_session, "_sandboxes", _Rows.update
+    )
+    touch_sandbox = _in_table(Db.touch_sandbox, "_sandboxes", _Rows.touch)
+    touch_sandboxes = _in_table(Db.touch_sandboxes, "_sandboxes", _Rows.touch)
+    get_sandbox = _in_table(Db.get_sandbox, "_sandboxes", _Rows.find)
+    list_sandboxes = _in_table(Db.list_sandboxes, "_sandboxes", _Rows.page)
 
     def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
         # A sandbox does not name a runner; its session does.
-        sessions = self._sessions.where(runner_id=runner_id)
-        ids = [session.id for session in sessions.all()]
-        return self._sandboxes.where(session_id=ids).page()
+        sessions = self._sessions.find(runner_id=runner_id)
+        ids = [session.id for session in sessions]
+        return self._sandboxes.page(session_id=ids)
 
-    def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
-        sandboxes = self._sandboxes.where(state=state)
-        return len(sandboxes.all())
+    count_sandboxes = _in_table(Db.count_sandboxes, "_sandboxes", _Rows.find)
 
     def claim_warm_sandbox(
         self,
@@ -473,24 +430,25 @@ class MemoryDb(KeyIssuer):
         session_id: str,
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SandboxRecord | None:
-        pool = self._sandboxes.where(
+        pool = self._sandboxes.untouched(
             agent_name=agent_name,
             tenant_id=tenant_id,
             state="warm",
             # Not left out, which would be any session, but one that is None.
             session_id=[None],
         )
-        ids = [sandbox.id for sandbox in pool.untouched()[:1]]
-        claimed = self._sandboxes.where(id=ids)
-        claimed.change(self._now(), state="waiting", session_id=session_id)
-        return claimed.first()
+        for sandbox in pool:
+            [claimed] = self._sandboxes.change(
+                [sandbox], touch=True, state="waiting", session_id=session_id
+            )
+            return claimed
+        return None
 
     def get_best_eviction_candidate(
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
         for state in _EVICTED_FIRST:
-            in_state = self._sandboxes.where(state=state)
-            for sandbox in in_state.untouched(unused_since):
+            for sandbox in self._sandboxes.untouched(unused_since, state=state):
                 return sandbox
         return None
 
@@ -498,42 +456,39 @@ class MemoryDb(KeyIssuer):
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
         sandbox = self.get_best_eviction_candidate(unused_since=unused_since)
-        if sandbox is None:
-            return None
         # The record that was found stays as it was before: from it the caller knows which of the two was done.
-        claimed = self._sandboxes.where(id=sandbox.id)
-        if sandbox.state == "cold":
-            claimed.delete()
-        else:
-            claimed.change(state="cold")
+        if sandbox is not None:
+            if sandbox.state == "cold":
+                self._sandboxes.delete(id=sandbox.id)
+            else:
+                self._sandboxes.change([sandbox], state="cold")
         return sandbox
 
-    def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
-        return self._sandboxes.where(state="waiting").untouched(older_than)
-
-    def get_cold_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
-        return self._sandboxes.where(state="cold").untouched(older_than)
-
-    def delete_sandbox(self, id: str) -> bool:
-        return self._sandboxes.where(id=id).delete() > 0
-
-    def mark_all_sandboxes_cold(self) -> int:
-        return self._mark_cold(self._sandboxes.all())
+    get_idle_sandboxes = _in_table(
+        Db.get_idle_sandboxes,
+        "_sandboxes",
+        _Rows.untouched,
+        state="waiting",
+    )
+    get_cold_sandboxes = _in_table(
+        Db.get_cold_sandboxes,
+        "_sandboxes",
+        _Rows.untouched,
+        state="cold",
+    )
+    delete_sandbox = _in_table(Db.delete_sandbox, "_sandboxes", _Rows.delete)
+    mark_all_sandboxes_cold = _in_table(
+        Db.mark_all_sandboxes_cold, "_sandboxes", _mark_cold
+    )
 
     def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
         sandboxes = self.list_sandboxes_by_runner(runner_id)
-        return self._mark_cold(sandboxes)
-
-    def _mark_cold(self, sandboxes: list[SandboxRecord]) -> int:
-        """Mark those that are not cold, and return how many that were."""
-        ids = [each.id for each in sandboxes if each.state != "cold"]
-        marked = self._sandboxes.where(id=ids).change(state="cold")
-        return len(marked)
+        ids = [sandbox.id for sandbox in sandboxes]
+        return len(_mark_cold(self._sandboxes, ids=ids))
 
     # -- API keys
 
-    def get_api_key_by_hash(self, key_hash: str) -> ApiKeyRecord | None:
-        return self._keys.where(key_hash=key_hash).first()
+    get_api_key_by_hash = _in_table(Db.get_api_key_by_hash, "_keys", _Rows.find)
 
     def insert_api_key(
         self,
@@ -548,26 +503,21 @@ class MemoryDb(KeyIssuer):
             raise DuplicateKeyError(
                 f"An API key with the id {id!r}, or with the same hash, exists already."
             )
-        key = ApiKeyRecord(
-            id,
-            tenant_id,
-            key_hash,
-            label,
-            self._now(),
+        [key] = self._keys.insert(
+            id=id,
+            tenant_id=tenant_id,
+            key_hash=key_hash,
+            label=label,
         )
-        return self._keys.put(key)
+        return key
 
-    def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
-        return self._keys.where(tenant_id=tenant_id).page()
-
-    def delete_api_key(self, id: str) -> bool:
-        return self._keys.where(id=id).delete() > 0
+    list_api_keys_by_tenant = _in_table(Db.list_api_keys_by_tenant, "_keys", _Rows.page)
+    delete_api_key = _in_table(Db.delete_api_key, "_keys", _Rows.delete)
 
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
         # That of the hash which new keys have comes first.
         for key_hash in self._hashes.known(plain):
-            key = self._keys.where(key_hash=key_hash).first()
-            if key is not None:
+            for key in self._keys.find(key_hash=key_hash):
                 return key
         return None
 
@@ -581,22 +531,34 @@ class MemoryDb(KeyIssuer):
         view._tenant_id = tenant_id
         for name, rows in vars(self).items():
             if isinstance(rows, _Rows):
-                setattr(view, name, rows.where(tenant_id=tenant_id))
+                setattr(view, name, replace(rows, tenant_id=tenant_id))
         return view
 
     def run_transaction(self, fn: Callable[[Db], R]) -> R:
         plain_function(fn)
         # The lock is held until the end, and it is reentrant: calls of this thread go on, those of others wait.
-        with self._turn(), self._undone_on_error():
+        with self._turn():
+            # Records are immutable, so a copy of a dictionary is a snapshot.
+            kept = [
+                (each.rows, each.rows.copy())
+                for each in vars(self).values()
+                if isinstance(each, _Rows)
+            ]
             transaction = InOneThread()
             inside = copy(self)
             inside._transaction = transaction
             try:
                 result = plain_result(fn(inside))
+                # A function that closes the Db stores nothing.
+                self._check_open()
+            except BaseException:
+                # Into the same dictionaries, which the views that were made in the transaction have too.
+                for rows, before in kept:
+                    rows.clear()
+                    rows.update(before)
+                raise
             finally:
                 transaction.is_over = True
-            # A function that closes the Db stores nothing.
-            self._check_open()
             return result
 
     def health(self) -> Health:
@@ -629,22 +591,6 @@ class MemoryDb(KeyIssuer):
             self._check_open()
             yield
 
-    @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
-        # Records are immutable, so a copy of a dictionary is a snapshot. It is put back into the same dictionary, which
-        # the views that were made in the transaction have too.
-        tables: list[dict[str, Any]] = [
-            rows.rows for rows in vars(self).values() if isinstance(rows, _Rows)
-        ]
-        kept = [table.copy() for table in tables]
-        try:
-            yield
-        except BaseException:
-            for table, rows in zip(tables, kept, strict=True):
-                table.clear()
-                table.update(rows)
-            raise
-
     def _check_open(self) -> None:
         if self._transaction is not None:
             self._transaction.check_use()
@@ -656,6 +602,3 @@ class MemoryDb(KeyIssuer):
             raise DatabaseClosedError(
                 "The view of a tenant is closed. Make another one with for_tenant()."
             )
-
-    def _now(self) -> datetime:
-        return self._clock().astimezone(UTC)

@@ -13,6 +13,9 @@ REACHED = tuple(
     for module in ("adapter", "aio", "errors", "interface", "opening", "testing")
 )
 
+# Of a method that a function returns: the type is complete, and typing_usage.py says what type checkers make of it.
+INFERRED = "Type is missing type annotation"
+
 
 def main() -> int:
     symbols = json.load(sys.stdin)["typeCompleteness"]["symbols"]
@@ -24,7 +27,10 @@ def main() -> int:
     unknown = [
         symbol
         for symbol in reached
-        if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]
+        if (not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"])
+        and any(
+            not found["message"].startswith(INFERRED) for found in symbol["diagnostics"]
+        )
     ]
     for symbol in unknown:
         sys.stdout.write(

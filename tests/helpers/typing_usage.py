@@ -19,9 +19,24 @@ from agentdb import (
     SessionRecord,
     SessionStatus,
 )
+from agentdb.testing import MemoryDb
 
 
 def djangodb_is_a_db(db: DjangoDb) -> Db:
+    return db
+
+
+def memorydb_is_a_db_with_its_signatures(db: MemoryDb, now: datetime) -> Db:
+    assert_type(db.get_session("s1"), SessionRecord | None)
+    assert_type(
+        db.list_sessions("acme", agent="a", status="active", limit=1),
+        list[SessionRecord],
+    )
+    assert_type(db.count_sandboxes(state=["cold", "warm"]), int)
+    assert_type(db.update_session_status("s1", "paused", only_if="active"), bool)
+    assert_type(db.touch_sessions(["s1"], runner_id="r1"), list[str])
+    assert_type(db.get_idle_sandboxes(now), list[SandboxRecord])
+    assert_type(db.insert_sandbox("sb1", "a", "/a", "s1"), SandboxRecord)
     return db
 
 
