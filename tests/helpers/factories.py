@@ -9,12 +9,12 @@ from typing import Any
 
 import psycopg
 
+from agentdb import Db, SandboxRecord
 from agentdb.conf import database_from_url
 from agentdb.testing.conformance.subject import (
     instant,
     make_agent,
     make_api_key,
-    make_sandbox,
     make_session,
 )
 
@@ -27,6 +27,21 @@ __all__ = [
     "make_session",
     "set_column",
 ]
+
+
+def make_sandbox(
+    db: Db,
+    id: str = "sb1",
+    agent_name: str = "support-bot",
+    workspace_dir: str = "/tmp/sb1",
+    **values: Any,
+) -> SandboxRecord:
+    return db.insert_sandbox(
+        id,
+        agent_name,
+        workspace_dir,
+        **values,
+    )
 
 
 def sqlite_path(url: str) -> str:

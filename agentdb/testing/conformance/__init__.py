@@ -13,7 +13,6 @@ implementation that needs cleaning up after a test overrides the fixture ``db`` 
 from __future__ import annotations
 
 from agentdb.testing.conformance.changes import ChangeContract
-from agentdb.testing.conformance.fleet import FleetContract
 from agentdb.testing.conformance.lists import ListContract
 from agentdb.testing.conformance.refusals import RefusalContract
 from agentdb.testing.conformance.rows import RowContract
@@ -26,7 +25,6 @@ __all__ = ["DbContract", "Rewrite", "awaited"]
 class DbContract(
     RowContract,
     ChangeContract,
-    FleetContract,
     ListContract,
     WholeContract,
     RefusalContract,

@@ -50,12 +50,13 @@ AGES = {
 LONG_BEFORE = -100
 
 
-def _create_world(sessions: Kind, sandboxes: Kind, later: timedelta = NO_TIME) -> None:
+def _create_world(kinds: list[Kind], later: timedelta = NO_TIME) -> None:
     """Make all rows; the longer ago a row was active or used, the later it was created."""
-    for kind, states, column, owners in (
-        (sessions, STATUSES, "runner_id", RUNNERS),
-        (sandboxes, STATES, "session_id", OWNERS),
-    ):
+    states_and_owners = (
+        (STATUSES, "runner_id", RUNNERS),
+        (STATES, "session_id", OWNERS),
+    )
+    for kind, (states, column, owners) in zip(kinds, states_and_owners, strict=True):
         for state, owner in product(states, owners):
             age = AGES.get(state, LONG_BEFORE)
             columns = {
@@ -102,45 +103,36 @@ def _each(change: Change, first: list[str], *second: object) -> dict[str, Change
     return dict.fromkeys((" ".join(map(str, pair)) for pair in words), change)
 
 
+def _of_row(
+    answer: object, change: Change, method: str, id: str, *args: Any, **kwargs: Any
+) -> tuple[Call, object, dict[str, Change]]:
+    """Return what is expected of a call whose first argument names the row that it changes."""
+    return methodcaller(method, id, *args, **kwargs), answer, {id: change}
+
+
 CHANGES: dict[str, tuple[Call, object, dict[str, Change]]] = {
     # -- claims of sessions
-    "a session that nobody has is claimed": (
-        methodcaller("claim_session", "starting None", "r3"),
-        "after",
-        {"starting None": TAKEN},
+    "a session that nobody has is claimed": _of_row(
+        "after", TAKEN, "claim_session", "starting None", "r3"
     ),
     # So that a claim whose answer was lost with the connection can simply be repeated.
-    "a runner claims what it has": (
-        methodcaller("claim_session", "active r1", "r1"),
-        "after",
-        {"active r1": ALIVE},
+    "a runner claims what it has": _of_row(
+        "after", ALIVE, "claim_session", "active r1", "r1"
     ),
-    "a paused session is claimed and stays paused": (
-        methodcaller("claim_session", "paused r1", "r3"),
-        "after",
-        {"paused r1": TAKEN},
+    "a paused session is claimed and stays paused": _of_row(
+        "after", TAKEN, "claim_session", "paused r1", "r3"
     ),
     # The claim is a sign of life: without it a third runner, which found the same silent session, would take it again.
-    "a silent session of another runner is claimed": (
-        methodcaller("claim_session", "starting r1", "r3", silent_for=AN_HOUR),
-        "after",
-        {"starting r1": TAKEN},
+    "a silent session of another runner is claimed": _of_row(
+        "after", TAKEN, "claim_session", "starting r1", "r3", silent_for=AN_HOUR
     ),
-    "a silent session of a newer server's status is claimed": (
-        methodcaller("claim_session", "Hibernating r1", "r3", silent_for=AN_HOUR),
-        "after",
-        {"Hibernating r1": TAKEN},
+    "a silent session of a newer server's status is claimed": _of_row(
+        "after", TAKEN, "claim_session", "Hibernating r1", "r3", silent_for=AN_HOUR
     ),
     # -- signs of life: a runner that only sets statuses must not be taken for a silent one
-    "a session is touched": (
-        methodcaller("touch_session", "ended None"),
-        True,
-        {"ended None": ALIVE},
-    ),
-    "a runner touches its session": (
-        methodcaller("touch_session", "active r1", runner_id="r1"),
-        True,
-        {"active r1": ALIVE},
+    "a session is touched": _of_row(True, ALIVE, "touch_session", "ended None"),
+    "a runner touches its session": _of_row(
+        True, ALIVE, "touch_session", "active r1", runner_id="r1"
     ),
     # One UPDATE returns its rows in any order, and an id given twice once: the implementation has to restore both.
     "sessions are touched in the order given, each once": (
@@ -163,51 +155,67 @@ CHANGES: dict[str, tuple[Call, object, dict[str, Change]]] = {
         ["paused r1", "active r1"],
         {"paused r1": ALIVE, "active r1": ALIVE},
     ),
-    "the status is set": (
-        methodcaller("update_session_status", "ended r1", "active"),
+    "a status is set": _of_row(
         True,
-        {"ended r1": {"status": "active", "last_active_at": "now"}},
+        {"status": "active", "last_active_at": "now"},
+        "update_session_status",
+        "ended r1",
+        "active",
     ),
-    "the sandbox is set": (
-        methodcaller("update_session_sandbox", "ended r1", "sb2"),
+    "a session's sandbox is set": _of_row(
         True,
-        {"ended r1": {"sandbox_id": "sb2", "last_active_at": "now"}},
+        {"sandbox_id": "sb2", "last_active_at": "now"},
+        "update_session_sandbox",
+        "ended r1",
+        "sb2",
     ),
-    "the runner is set": (
-        methodcaller("update_session_runner", "ended r1", "r3"),
+    "a runner is set": _of_row(True, TAKEN, "update_session_runner", "ended r1", "r3"),
+    "a runner is cleared": _of_row(
         True,
-        {"ended r1": TAKEN},
+        {"runner_id": None, "last_active_at": "now"},
+        "update_session_runner",
+        "active r1",
+        None,
+    ),
+    # -- updates of sandboxes are not uses, by which eviction goes
+    "a state is set": _of_row(
+        True, {"state": "running"}, "update_sandbox_state", "warm None", "running"
+    ),
+    "a sandbox's session is set": _of_row(
+        True, {"session_id": "s9"}, "update_sandbox_session", "warm None", "s9"
+    ),
+    "a sandbox's session is cleared": _of_row(
+        True, {"session_id": None}, "update_sandbox_session", "warm active r1", None
     ),
     # -- conditions, compared in the statement that writes. After a read of its own, two callers could both be told True
-    "a status is set if it is that one": (
-        methodcaller("update_session_status", "active r1", "paused", only_if="active"),
-        True,
-        {"active r1": PAUSED},
+    "a status is set if it is that one": _of_row(
+        True, PAUSED, "update_session_status", "active r1", "paused", only_if="active"
     ),
-    "a status is set if it is one of those": (
-        methodcaller(
-            "update_session_status",
-            "active r1",
-            SessionStatus.PAUSED,
-            only_if={SessionStatus.ACTIVE, SessionStatus.ENDED},
-        ),
+    "a status is set if it is one of those": _of_row(
         True,
-        {"active r1": PAUSED},
+        PAUSED,
+        "update_session_status",
+        "active r1",
+        SessionStatus.PAUSED,
+        only_if={SessionStatus.ACTIVE, SessionStatus.ENDED},
     ),
-    "a state is set if it is that one": (
-        methodcaller("update_sandbox_state", "warm None", "cold", only_if="warm"),
-        True,
-        {"warm None": COLD},
+    # None is a condition, "nobody has it", and not the absence of one. In SQL it needs IS NULL: = NULL is never true.
+    "a runner is set if nobody has the session": _of_row(
+        True, TAKEN, "update_session_runner", "active None", "r3", only_if=None
     ),
-    "a state is set if it is one of those": (
-        methodcaller(
-            "update_sandbox_state",
-            "warm None",
-            SandboxState.COLD,
-            only_if=("running", "warm"),
-        ),
+    "a runner is set if that one has the session": _of_row(
+        True, TAKEN, "update_session_runner", "active r1", "r3", only_if="r1"
+    ),
+    "a state is set if it is that one": _of_row(
+        True, COLD, "update_sandbox_state", "warm None", "cold", only_if="warm"
+    ),
+    "a state is set if it is one of those": _of_row(
         True,
-        {"warm None": COLD},
+        COLD,
+        "update_sandbox_state",
+        "warm None",
+        SandboxState.COLD,
+        only_if=("running", "warm"),
     ),
     # -- bulk pauses
     "a runner's active and starting sessions are paused": (
@@ -227,16 +235,8 @@ CHANGES: dict[str, tuple[Call, object, dict[str, Change]]] = {
     ),
     # -- deletions: a session's sandboxes stay. agent_name is not a foreign key: sessions may precede their agent, which
     # the answer is about, or outlive it, and no cascade removes them.
-    "a session is deleted": (
-        methodcaller("delete_session", "active r1"),
-        True,
-        {"active r1": None},
-    ),
-    "a sandbox is deleted": (
-        methodcaller("delete_sandbox", "warm None"),
-        True,
-        {"warm None": None},
-    ),
+    "a session is deleted": _of_row(True, None, "delete_session", "active r1"),
+    "a sandbox is deleted": _of_row(True, None, "delete_sandbox", "warm None"),
     "sessions of an agent that does not exist are deleted": (
         methodcaller("delete_agent", "support-bot", "tenant of r1"),
         False,
@@ -262,11 +262,7 @@ CHANGES: dict[str, tuple[Call, object, dict[str, Change]]] = {
         _each(None, ["stopped"], None, ODD),
     ),
     # -- uses of sandboxes
-    "a sandbox is touched": (
-        methodcaller("touch_sandbox", "cold None"),
-        True,
-        {"cold None": USED},
-    ),
+    "a sandbox is touched": _of_row(True, USED, "touch_sandbox", "cold None"),
     "sandboxes are touched in the order given, each once": (
         methodcaller(
             "touch_sandboxes",
@@ -373,6 +369,14 @@ ANSWERS: list[tuple[object, list[Call]]] = [
                 )
             ),
             *(
+                methodcaller("update_session_runner", id, "r3", only_if=only_if)
+                for id, only_if in (
+                    ("active r1", None),
+                    ("active r1", "r3"),
+                    ("active None", "r3"),
+                )
+            ),
+            *(
                 methodcaller("update_sandbox_state", id, "cold", only_if=only_if)
                 for id, only_if in (
                     ("warm None", "cold"),
@@ -456,10 +460,33 @@ ANSWERS: list[tuple[object, list[Call]]] = [
         ["waiting None", "waiting active r1", f"waiting ended {ODD}"],
         [methodcaller("get_idle_sandboxes", instant(-2).astimezone(WEST))],
     ),
-    ([], [methodcaller("get_idle_sandboxes", instant(-3).astimezone(WEST))]),
+    (
+        ["cold None", "cold active r1", f"cold ended {ODD}"],
+        [methodcaller("get_cold_sandboxes", instant())],
+    ),
+    (
+        [
+            "active None",
+            f"active {ODD}",
+            "active r1",
+            "starting None",
+            f"starting {ODD}",
+            "starting r1",
+        ],
+        [methodcaller("get_silent_sessions", instant())],
+    ),
     (
         ["active None", f"active {ODD}"],
         [methodcaller("get_silent_sessions", instant(), limit=2)],
+    ),
+    # What was last active or used at that instant is not older.
+    (
+        [],
+        [
+            methodcaller("get_idle_sandboxes", instant(-3).astimezone(WEST)),
+            methodcaller("get_cold_sandboxes", instant(-1)),
+            methodcaller("get_silent_sessions", instant(LONG_BEFORE)),
+        ],
     ),
     ("cold None", [methodcaller("get_best_eviction_candidate")]),
     (
@@ -497,13 +524,12 @@ class ChangeContract(Subject):
     def test_a_call_changes(
         self,
         db: Db,
-        sessions: Kind,
-        sandboxes: Kind,
+        kinds: list[Kind],
         name: str,
     ) -> None:
         """Each call answers what it should, and these rows change so, and no others."""
         call, expected, changes = CHANGES[name]
-        _create_world(sessions, sandboxes)
+        _create_world(kinds)
         before = _stored(db)
 
         answer = call(db)
@@ -519,8 +545,7 @@ class ChangeContract(Subject):
     def test_a_call_moves_no_time_backwards(
         self,
         db: Db,
-        sessions: Kind,
-        sandboxes: Kind,
+        kinds: list[Kind],
         name: str,
     ) -> None:
         """A time of the last activity or use that lies in the future stays as it is.
@@ -528,7 +553,7 @@ class ChangeContract(Subject):
         A clock that was set back would otherwise make what is alive look silent, or unused, to the whole fleet.
         """
         call, *_ = CHANGES[name]
-        _create_world(sessions, sandboxes, later=A_CENTURY)
+        _create_world(kinds, later=A_CENTURY)
         before = _stored(db)
 
         call(db)
@@ -539,11 +564,10 @@ class ChangeContract(Subject):
     def test_a_call_that_changes_nothing(
         self,
         db: Db,
-        sessions: Kind,
-        sandboxes: Kind,
+        kinds: list[Kind],
     ) -> None:
         """These calls answer so, and leave all rows as they are."""
-        _create_world(sessions, sandboxes)
+        _create_world(kinds)
         stored = _stored(db)
 
         for expected, calls in ANSWERS:

@@ -14,7 +14,6 @@ from agentdb.interface import (
     AgentRecord,
     ApiKeyRecord,
     Db,
-    SandboxRecord,
     SandboxState,
     SessionRecord,
     SessionStatus,
@@ -85,18 +84,9 @@ class Subject:
     @pytest.fixture
     def db(self) -> Iterator[Db]:
         """An empty ``Db``; an ``AsyncDb`` is called through :func:`awaited`."""
-        # A plain function as the attribute of a class would become a method of the test; take it as it was written.
-        factory = inspect.getattr_static(type(self), "factory")
-        if isinstance(factory, staticmethod):
-            factory = factory.__func__
-        made = factory()
-        # Whether it is to be awaited shows in its methods: a wrapper of an AsyncDb is not an instance of it.
-        if not inspect.iscoroutinefunction(made.get_session):
-            yield made
-            made.close()
-            return
         with asyncio.Runner() as runner:
-            db = awaited(made, runner)
+            # Asked of the class, because a plain function would become a method of the test.
+            db = awaited(type(self).factory(), runner)
             yield db
             db.close()
 
@@ -108,12 +98,9 @@ class Subject:
         )
 
     @pytest.fixture
-    def sessions(self, db: Db, request: pytest.FixtureRequest) -> Kind:
-        return Kind(db, request, "session")
-
-    @pytest.fixture
-    def sandboxes(self, db: Db, request: pytest.FixtureRequest) -> Kind:
-        return Kind(db, request, "sandbox")
+    def kinds(self, db: Db, request: pytest.FixtureRequest) -> list[Kind]:
+        """Sessions and sandboxes."""
+        return [Kind(db, request, noun) for noun in _KINDS]
 
     @pytest.fixture(params=_KINDS)
     def kind(self, db: Db, request: pytest.FixtureRequest) -> Kind:
@@ -122,7 +109,10 @@ class Subject:
 
 
 def awaited(db: Any, runner: asyncio.Runner) -> Any:
-    """Wrap an ``AsyncDb`` as a ``Db``: each call is awaited on the runner's loop."""
+    """Wrap an ``AsyncDb`` as a ``Db``: each call is awaited on the runner's loop. A ``Db`` is returned as it is."""
+    # Whether it is to be awaited shows in its methods: a wrapper of an AsyncDb is not an instance of it.
+    if not inspect.iscoroutinefunction(db.get_session):
+        return db
     return _Awaited(db, runner)
 
 
@@ -173,21 +163,6 @@ def make_session(
         id,
         agent_name,
         sandbox_id,
-        **values,
-    )
-
-
-def make_sandbox(
-    db: Db,
-    id: str = "sb1",
-    agent_name: str = "support-bot",
-    workspace_dir: str = "/tmp/sb1",
-    **values: Any,
-) -> SandboxRecord:
-    return db.insert_sandbox(
-        id,
-        agent_name,
-        workspace_dir,
         **values,
     )
 

@@ -19,7 +19,6 @@ from agentdb.testing.conformance.subject import (
     ids,
     make_agent,
     make_api_key,
-    make_sandbox,
     make_session,
 )
 
@@ -55,7 +54,7 @@ def _create_one_of_each(db: Db) -> tuple[Any, ...]:
     return (
         make_agent(db),
         make_session(db),
-        make_sandbox(db),
+        db.insert_sandbox("sb1", "support-bot", "/tmp/sb1"),
         make_api_key(db),
     )
 
@@ -97,17 +96,6 @@ class WholeContract(Subject):
         assert answer is (None if returns_a_row else False)
         assert _read_one_of_each(db) == rows
 
-    def test_a_path_a_directory_and_a_label_may_be_empty(self, db: Db) -> None:
-        """These are the caller's own texts; only what identifies a row must not be empty."""
-        agent = make_agent(db, path="")
-        sandbox = make_sandbox(db, workspace_dir="")
-        key = make_api_key(db, label="")
-
-        assert agent.path == ""
-        assert sandbox.workspace_dir == ""
-        assert sandbox.session_id is None
-        assert key.label == ""
-
     @pytest.mark.parametrize(
         "tenant_id", [None, "stranger"], ids=["the Db", "a stranger's view"]
     )
@@ -138,13 +126,17 @@ class WholeContract(Subject):
     def test_transaction_keeps_nothing_if_fn_raises_and_lets_the_error_through(
         self, db: Db, error: type[BaseException]
     ) -> None:
-        """Whatever the function raises undoes its writes, and reaches the caller as the same object."""
+        """Whatever the function raises undoes its writes, and reaches the caller as the same object.
+
+        What a nested transaction wrote is kept only if the outermost one is.
+        """
         # KeyboardInterrupt among them: rolled back by "except Exception", it would leave its writes in the next COMMIT.
         raised = error("stop")
 
         def work(inside: Db) -> None:
             make_agent(inside)
-            make_session(inside)
+            session = inside.run_transaction(make_session)
+            assert session.id == "s1"
             raise raised
 
         with pytest.raises(error) as caught:
@@ -154,72 +146,40 @@ class WholeContract(Subject):
         assert db.get_session("s1") is None
         assert db.list_agents() == []
 
-    def test_transaction_reads_what_it_wrote(self, db: Db) -> None:
-        """A transaction sees its own writes, and returns what its function returns."""
-
-        def work(inside: Db) -> SessionRecord | None:
-            make_session(inside)
-            inside.update_session_status("s1", "ended")
-            return inside.get_session("s1")
-
-        seen_inside = db.run_transaction(work)
-
-        assert seen_inside == db.get_session("s1")
-
-    def test_nested_transaction_that_fails_is_undone_alone(self, db: Db) -> None:
-        """A nested transaction is a savepoint: neither one of its own nor a mere call of the function."""
-
-        def inner(inside: Db) -> None:
-            make_session(inside, "inner")
-            # Fails in the database, and not only in Python: the savepoint has to undo that as well.
-            make_session(inside, "before")
-
-        def outer(inside: Db) -> None:
-            make_session(inside, "before")
-            with pytest.raises(DuplicateKeyError):
-                inside.run_transaction(inner)
-            make_session(inside, "after")
-
-        db.run_transaction(outer)
-
-        kept = ids(db.list_sessions())
-        assert {*kept} == {"before", "after"}
-
-    def test_nested_transaction_is_undone_with_the_one_around_it(self, db: Db) -> None:
-        """What a nested transaction wrote is kept only if the outermost one is."""
-
-        def outer(inside: Db) -> None:
-            session = inside.run_transaction(make_session)
-            assert session.id == "s1"
-            raise Stop
-
-        with pytest.raises(Stop):
-            db.run_transaction(outer)
-
-        assert db.get_session("s1") is None
-
-    def test_an_error_inside_a_transaction_can_be_caught_and_the_rest_is_kept(
+    def test_what_fails_inside_a_transaction_is_undone_alone_and_the_rest_is_kept(
         self, db: Db
     ) -> None:
-        """A call that fails leaves the transaction as it was, and able to go on."""
+        """A call or a nested transaction that fails leaves the transaction around it as it was, and able to go on.
+
+        A nested one is a savepoint: neither one of its own nor a mere call of the function. A transaction sees its own
+        writes, and returns what its function returns.
+        """
         # PostgreSQL refuses every statement after a failed one until a rollback: each insert needs its own savepoint.
         make_session(db)
 
-        def work(inside: Db) -> None:
+        def nested(inside: Db) -> None:
+            make_session(inside, "nested")
+            # Fails in the database, and not only in Python: the savepoint has to undo that as well.
+            make_session(inside, "before")
+
+        def work(inside: Db) -> list[SessionRecord]:
             make_session(inside, "before")
             with pytest.raises(
                 DuplicateKeyError,
                 match=r"^A session with the id 's1' exists already\.$",
             ):
                 make_session(inside)
+            with pytest.raises(DuplicateKeyError):
+                inside.run_transaction(nested)
             with pytest.raises(InvalidInputError):
                 inside.get_session("")
             make_session(inside, "after")
+            return inside.list_sessions()
 
-        db.run_transaction(work)
+        seen_inside = db.run_transaction(work)
 
-        kept = ids(db.list_sessions())
-        assert {*kept} == {"before", "s1", "after"}
+        assert {*ids(seen_inside)} == {"s1", "before", "after"}
+        assert seen_inside == db.list_sessions()
 
     def test_the_argument_of_a_transaction_works_until_the_function_returns(
         self, db: Db
@@ -320,8 +280,11 @@ class WholeContract(Subject):
 
     # -- the end
 
-    def test_a_view_is_closed_alone(self, db: Db) -> None:
-        """A request's view may close, even twice, while others use the connections; only the ``Db`` owns them."""
+    def test_a_view_is_closed_alone_and_the_db_with_its_views(self, db: Db) -> None:
+        """A request's view may close while others use the connections; only the ``Db`` owns them.
+
+        What was closed may be closed again, and does not answer any more.
+        """
         view = db.for_tenant("acme")
         inner = view.for_tenant("acme")
 
@@ -333,17 +296,12 @@ class WholeContract(Subject):
         assert view.list_agents() == []
         assert db.list_agents() == []
 
-    def test_the_db_is_closed_with_its_views(self, db: Db) -> None:
-        """After ``close()``, which may be called twice, neither the ``Db`` nor a view of it answers."""
-        view = db.for_tenant("acme")
-
         db.close()
         db.close()
 
-        with pytest.raises(DatabaseClosedError):
-            db.list_agents()
-        with pytest.raises(DatabaseClosedError):
-            view.list_agents()
+        for closed in (db, view):
+            with pytest.raises(DatabaseClosedError):
+                closed.list_agents()
 
     def test_a_transaction_whose_function_closes_the_db_stores_nothing(
         self, db: Db
