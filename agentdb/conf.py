@@ -56,12 +56,11 @@ _TWICE = {
     "password": "PASSWORD",
 }
 
-_PORT = "after the host and ':' comes a port, a number from 1 to 65535."
 _ENCODE = "Percent-encode '@', ':', '/', '?' and '#' in user name and password."
+_FORM = f"After the host and ':' comes a port, a number from 1 to 65535. {_ENCODE}"
 
-# dj_database_url makes bools and numbers of some values: 1 of "1", True of "true".
-_ON = (True, 1, "on", "true", "yes")
-_OFF = (False, 0, "off", "false", "no")
+_ON = ("on", "true", "yes", "1")
+_OFF = ("off", "false", "no", "0")
 
 
 def database_url(url: str | None = None) -> str:
@@ -164,10 +163,9 @@ def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
         one, hosts, ports = _several_hosts(rest)
     place, _, _ = rest.partition("?")
     if is_file and place == ":memory:":
-        one = (
-            f"/{rest}"  # otherwise urllib reads a host and its port before the options
-        )
-    location, _, path = place.partition("/")
+        # Otherwise urllib reads a host and its port before the options.
+        one = f"/{rest}"
+    _, _, path = place.partition("/")
     if not is_file and "@" in path:
         # Otherwise part of a password would be read as the host or database, and printed.
         raise InvalidInputError(
@@ -179,17 +177,8 @@ def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
         }
     except ValueError:
         # Without its cause, whose message may quote a part of the password.
-        if is_file:
-            raise InvalidInputError(
-                f"The {scheme}:// URL cannot be read. Write sqlite:///file.db, or sqlite://:memory:."
-            ) from None
-        if "@" in rest or not re.search(r":[^/]*$", location):
-            raise InvalidInputError(
-                f"The {scheme}:// URL cannot be read. {_ENCODE}"
-            ) from None
-        raise InvalidInputError(
-            f"The {scheme}:// URL cannot be read: {_PORT}"
-        ) from None
+        form = "Write sqlite:///file.db, or sqlite://:memory:." if is_file else _FORM
+        raise InvalidInputError(f"The {scheme}:// URL cannot be read. {form}") from None
     if hosts:
         config.update(HOST=hosts, PORT=ports)
     return config
@@ -208,7 +197,7 @@ def _refuse_what_would_be_dropped(scheme: str, rest: str, *, is_file: bool) -> N
                 f"The {scheme}:// URL gives the option {name!r} no value."
             )
     if re.search(r":0+(,|$)", location.partition("/")[0]):
-        raise InvalidInputError(f"The {scheme}:// URL cannot be read: {_PORT}")
+        raise InvalidInputError(f"The {scheme}:// URL cannot be read. {_FORM}")
     if is_file and not location.strip("/"):
         raise InvalidInputError(
             f"'{scheme}://{location}' names no file. For a database in memory, write sqlite://:memory:."
@@ -336,6 +325,7 @@ def _one_of(*known: str) -> Reader:
     """Return a reader of an option that takes one of these, in upper or lower case."""
 
     def read(name: str, value: Any) -> str:
+        # dj_database_url makes bools and numbers of some values: 1 of "1", True of "true".
         for each in known:
             if str(value).lower() == each.lower():
                 return each
@@ -426,9 +416,10 @@ def _server(
     scheme: str, config: dict[str, Any], options: dict[str, Any]
 ) -> dict[str, Any]:
     _check_server_options(scheme, config, options)
-    own = {
+    own: dict[str, Any] = {
         "call_timeout": _CALL_SECONDS,
         "idle_seconds": _IDLE_SECONDS,
+        "prepare": "on",
         **_taken(options, _OF_EVERY_ENGINE | _OF_SERVERS),
     }
     # What is left in the options is libpq's, which says itself what it does not know.
@@ -437,7 +428,7 @@ def _server(
         raise InvalidInputError(
             "The URL option touch_durability is for PostgreSQL; CockroachDB commits fully."
         )
-    prepares = _on_or_off("prepare", options.pop("prepare", True))
+    prepares = own.pop("prepare") in _ON
     options.setdefault("application_name", "agentdb")
     if prepares:
         # Django's own queries bind on the client and are never prepared; this is for agentdb's.
@@ -504,13 +495,5 @@ _OF_SERVERS: dict[str, Reader] = {
     "max_connections": _number,
     "touch_durability": _one_of("full", "relaxed"),
     "isolation": _one_of("serializable"),
+    "prepare": _one_of(*_ON, *_OFF),
 }
-
-
-def _on_or_off(name: str, value: Any) -> bool:
-    value = value.lower() if isinstance(value, str) else value
-    if value not in _ON + _OFF:
-        raise InvalidInputError(
-            f"The URL option {name}={value!r} is neither on nor off."
-        )
-    return value in _ON

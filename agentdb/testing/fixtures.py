@@ -17,17 +17,6 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("agentdb.testing.conformance")
 
-URL_VARIABLE = "AGENTDB_POSTGRESQL_URL"
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.getgroup("agentdb").addoption(
-        "--agentdb-postgresql",
-        metavar="URL",
-        default=None,
-        help=f"the PostgreSQL database of agentdb_postgresql, emptied for each test (default: {URL_VARIABLE})",
-    )
-
 
 @pytest.fixture
 def agentdb_memory() -> Iterator[MemoryDb]:
@@ -80,19 +69,15 @@ def agentdb_sqlite(
 
 @pytest.fixture
 def agentdb_postgresql(request: pytest.FixtureRequest) -> Iterator[DjangoDb]:
-    """A ``Db`` on the PostgreSQL database of ``--agentdb-postgresql``, whose rows it deletes; skipped without one.
+    """A ``Db`` on the PostgreSQL database of ``AGENTDB_POSTGRESQL_URL``, whose rows it deletes; skipped without one.
 
     Refuses a database without ``test`` in its name, to protect its rows.
     """
     import agentdb
 
-    url = request.config.getoption("--agentdb-postgresql") or os.environ.get(
-        URL_VARIABLE
-    )
+    url = os.environ.get("AGENTDB_POSTGRESQL_URL")
     if not url:
-        pytest.skip(
-            f"no PostgreSQL database: pass --agentdb-postgresql URL, or set {URL_VARIABLE}"
-        )
+        pytest.skip("no PostgreSQL database: AGENTDB_POSTGRESQL_URL is not set")
     with _allowed(request), agentdb.connect(url, migrate=True) as db:
         from django.db import connections
 

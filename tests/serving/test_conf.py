@@ -211,8 +211,8 @@ def test_cockroachdb_url_has_its_own_engine(scheme: str) -> None:
 
 _KNOWN = "sqlite://, postgres://, postgresql://, cockroach://, cockroachdb://"
 _NO_SCHEME = f"The database URL has no scheme; it must begin with one of {_KNOWN}."
-_PORT = "after the host and ':' comes a port, a number from 1 to 65535."
 _ENCODE = "Percent-encode '@', ':', '/', '?' and '#' in user name and password."
+_FORM = f"After the host and ':' comes a port, a number from 1 to 65535. {_ENCODE}"
 _DROPPED = "URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F."
 _SLASHES = (
     "names a host. A relative SQLite path has three slashes (sqlite:///file.db), an absolute one four "
@@ -298,8 +298,8 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
             "sqlite://:memory",
             "The sqlite:// URL cannot be read. Write sqlite:///file.db, or sqlite://:memory:.",
         ),
-        ("postgresql://h:0/a", f"The postgresql:// URL cannot be read: {_PORT}"),
-        ("postgresql://h:1,b:0/a", f"The postgresql:// URL cannot be read: {_PORT}"),
+        ("postgresql://h:0/a", f"The postgresql:// URL cannot be read. {_FORM}"),
+        ("postgresql://h:1,b:0/a", f"The postgresql:// URL cannot be read. {_FORM}"),
         (
             "postgresql://h/a?=off",
             "The postgresql:// URL has a '#', or a '?' that begins no option=value. Percent-encode them: %23 and %3F.",
@@ -401,17 +401,17 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
         ),
         (
             "postgres://me:ge#heim@h/agents",
-            f"The postgres:// URL cannot be read. {_ENCODE}",
+            f"The postgres:// URL cannot be read. {_FORM}",
         ),
         (
             "postgres://me:ge?heim@h/agents",
-            f"The postgres:// URL cannot be read. {_ENCODE}",
+            f"The postgres:// URL cannot be read. {_FORM}",
         ),
-        ("postgres://h:port/agents", f"The postgres:// URL cannot be read: {_PORT}"),
-        ("postgres://h:70000/agents", f"The postgres:// URL cannot be read: {_PORT}"),
+        ("postgres://h:port/agents", f"The postgres:// URL cannot be read. {_FORM}"),
+        ("postgres://h:70000/agents", f"The postgres:// URL cannot be read. {_FORM}"),
         (
             "postgres://h/agents?prepare=maybe",
-            "The URL option prepare='maybe' is neither on nor off.",
+            "The URL option prepare='maybe' is not one of on, true, yes, 1, off, false, no, 0.",
         ),
     ],
 )
