@@ -271,6 +271,32 @@ print(os.waitpid(child, 0)[1], db.list_agents())
     assert run_python(code, tmp_path) == "0 []\n"  # type: ignore[arg-type]
 
 
+def test_a_child_does_not_wait_behind_the_parents_threads(
+    url: str, tmp_path: object
+) -> None:
+    code = f"""
+import os, threading, time
+import agentdb
+db = agentdb.connect({with_options(url, max_connections=1)!r})
+child = 0
+def fork(inside):
+    global child
+    inside.list_agents()
+    waiting.start()
+    while not db._executor.threads._room.__self__._line:
+        time.sleep(0.01)
+    child = os.fork()
+waiting = threading.Thread(target=db.list_agents)
+try:
+    db.run_transaction(fork)
+except agentdb.AgentDbError:
+    os._exit(len(db.list_agents()))
+print(os.waitpid(child, 0)[1])
+waiting.join()
+"""
+    assert run_python(code, tmp_path) == "0\n"  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "100001"])
 def test_max_connections_must_be_a_whole_number(value: str) -> None:
     with pytest.raises(InvalidInputError) as raised:

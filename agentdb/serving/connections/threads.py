@@ -103,9 +103,8 @@ class ConnectionLimit:
         """Wait until there is room, and return for how many seconds."""
         began = time.monotonic()
         limit = slot.engine.call_timeout
-        place = (
-            threading.Event()
-        )  # its wait() is no sleep(), which programs under test replace
+        # To wait with, too: programs under test replace time.sleep().
+        place = threading.Event()
         self._line.append(weakref.ref(place, self._line.remove))
         try:
             while True:
@@ -307,14 +306,15 @@ class Threads:
             left_to_the_parent.append(slot.wrapper.connection)
             slot.wrapper.connection = None
         block = block_of(own) if own is not None else None
+        self._forget()
         if own is not None and block is not None:
             # fork() inside run_transaction: the child is a copy of this frame too. The with block goes on in the
             # child, where it must not count as the transaction.
             own.wrapper.closed_in_transaction = True
             block.fail(AgentDbError(_FORKED), None)
-            self._slots.clear()
+            own.room = self._room
+            self._local.slot = own
             self._slots.add(own)
             return
-        self._forget()
         with suppress(AttributeError):
             del connections[self.alias]
