@@ -19,7 +19,6 @@ from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.admin.audit import Entry, log_in_project, record, refuse
 from agentdb.admin.display import name_of, page
-from agentdb.admin.guard import guard
 from agentdb.console.questions import ask
 from agentdb.console.reading import read
 from agentdb.errors import AgentDbError
@@ -380,8 +379,7 @@ def _paused_by(lines: str) -> dict[str, str]:
     return statuses
 
 
-@guard
-def undo(model_admin: Any, request: HttpRequest) -> HttpResponse:
+def undo(model_admin: Any, request: HttpRequest, allowed: object) -> HttpResponse:
     """Restore the status of sessions that are still paused, from lines of the audit log.
 
     The result of a pause sends its line. Later, somebody pastes them from the log.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +23,9 @@ from django.views.decorators.debug import sensitive_variables
 from agentdb.console.display import exact, masked, relative
 from agentdb.console.reading import Missing, Unreadable, is_unreadable
 from agentdb.models import Agent, ApiKey, Sandbox, Session
+
+# Those that a user may see.
+Tables = Collection[type[Model]]
 
 # The models' names, marked for translation; the migrations have them in English.
 NAMES = (

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from django.core.exceptions import PermissionDenied
 from django.db import connections
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -16,15 +15,14 @@ from django.utils.translation import gettext
 from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
 
 from agentdb.admin.display import (
+    Tables,
     heading_of,
     list_url,
     name_of,
     page,
     page_url,
     row_url,
-    viewable,
 )
-from agentdb.admin.guard import guard
 from agentdb.console.figures import distinct_values
 from agentdb.console.questions import Budget
 from agentdb.keys import PREFIX
@@ -72,7 +70,7 @@ class Search:
 
     site: Any
     alias: str
-    allowed: Collection[type[Model]]
+    allowed: Tables
     text: str
     budget: Budget
     beginning: str = ""
@@ -99,10 +97,8 @@ class Search:
         for model, column, kind in _VALUES:
             found += self._answer(model, self._values, model, column, kind)
         # Labels and names of agents have no index of their own, but their tables are small beside the others.
-        by_name = Q(name__startswith=self.beginning)
-        found += self._answer(Agent, self._named, Agent, "name", by_name)
-        by_label = Q(label__icontains=self.text)
-        found += self._answer(ApiKey, self._named, ApiKey, "label", by_label)
+        found += self._answer(Agent, self._named, Agent, "name")
+        found += self._answer(ApiKey, self._named, ApiKey, "label")
         # Several tables may have the same tenant. Sorting is stable: otherwise the order above remains.
         distinct = dict.fromkeys(found)
         return sorted(distinct, key=lambda hit: not hit.is_exact)
@@ -181,10 +177,10 @@ class Search:
             else:
                 yield self._hit(model(pk=value), value, value)
 
-    def _named(self, model: type[Model], column: str, condition: Q) -> Iterator[Hit]:
-        """Find rows by a name; the result names the tenant, because several may have an agent of this name."""
+    def _named(self, model: type[Model], column: str) -> Iterator[Hit]:
+        """Find rows by a part of a name; the result names the tenant, because several may have such an agent."""
         rows: QuerySet[Any] = model._default_manager.using(self.alias)
-        named = rows.filter(condition).order_by(column)
+        named = rows.filter(Q((f"{column}__icontains", self.text))).order_by(column)
         for row in named[:SHOWN]:
             name = getattr(row, column)
             text = gettext("%(name)s of %(tenant)s")
@@ -198,16 +194,16 @@ class Search:
 # Hidden in Django's error reports, because the text may be a key.
 @sensitive_variables()
 @method_decorator(sensitive_post_parameters("q"))
-@guard
-def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
+def find(
+    model_admin: Any,
+    request: HttpRequest,
+    allowed: Tables,
+) -> HttpResponse:
     """Redirect to the exact match, or show the candidates, and lists of the rows that contain the text.
 
     The text comes by POST and is in no address or log if it may be a key.
     """
     site = model_admin.admin_site
-    allowed = viewable(site, request)
-    if not allowed:
-        raise PermissionDenied
     # PostgreSQL refuses NUL in a text.
     pasted = request.POST.get("q", "").replace("\x00", "")
     text = pasted.strip(_AROUND)[:LONGEST]
@@ -245,7 +241,7 @@ def find(model_admin: Any, request: HttpRequest) -> HttpResponse:
 
 def _containing(
     site: Any,
-    allowed: Collection[type[Model]],
+    allowed: Tables,
     text: str,
 ) -> list[tuple[str, str]]:
     """Return links to the lists of the rows that have the text in any column."""

@@ -11,13 +11,11 @@ from django.contrib import admin
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db import router
-from django.db.models import Model
 from django.http import HttpRequest
 from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.text import capfirst
 from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
@@ -36,9 +34,6 @@ from agentdb.admin.changelist import RowList, Uncounted
 from agentdb.admin.display import (
     badge,
     cut,
-    link,
-    list_url,
-    name_of,
     page,
     row_link,
     runner_link,
@@ -109,17 +104,6 @@ def timed(column: str, name: Any) -> Cell:
     return linked(name, lambda site, row: when(getattr(row, column)), column)
 
 
-def those_of_agent(model: type[Model], name: Any) -> Cell:
-    """Return a column with links to the rows of a list's agents, for those who may see these rows."""
-
-    def show(site: admin.AdminSite, row: Any) -> SafeString:
-        filters = {"tenant_id": row.tenant_id, "agent_name": row.name}
-        url = list_url(site, model, **filters) if model in row.allowed else ""
-        return link(url, name)
-
-    return linked(name, show)
-
-
 def never(model_admin: Any, request: HttpRequest, *row: Any, **more: Any) -> bool:
     return False
 
@@ -130,7 +114,7 @@ class ReadFirstAdmin(ModelAdmin):
     # By the timestamp that has an index, newest first. By another one, a page sorts the table.
     ordering = ("-created_at",)
     actions: Sequence[Action] = ()
-    # Views of pages besides lists and rows, which get the model admin and the request.
+    # Pages besides lists and rows: functions of the model admin, the request, and the tables that the user may see.
     views: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     list_per_page = 50
     paginator = Uncounted
@@ -178,7 +162,6 @@ class ReadFirstAdmin(ModelAdmin):
         if row is None or not self.has_view_permission(request, row):
             return super().change_view(request, object_id)
         about = rows.about(self.admin_site, row, self.alias)
-        kind = capfirst(name_of(self.model))
         json = as_json(row)
         actions = self.actions if self.has_act_permission(request) else ()
         return page(
@@ -186,7 +169,7 @@ class ReadFirstAdmin(ModelAdmin):
             request,
             "row",
             **about,
-            title=f"{kind} {about['name']}",
+            title=cut(str(row)),
             original=row,
             problems=row.problems,
             json=json if len(json) <= LONGEST_JSON else "",
@@ -205,9 +188,17 @@ class ReadFirstAdmin(ModelAdmin):
             )
         ]
         for name, show in self.views.items():
-            answer = view(partial(show, self))
+            answer = view(partial(self.page_view, show=show))
             own.append(path(f"{name}/", answer, name=f"agentdb_{name}"))
         return [*own, *super().get_urls()]
+
+    @guard
+    def page_view(self, request: HttpRequest, show: Callable[..., Any]) -> Any:
+        """Show a page of ``views``; 403 to a user who may see none of the tables."""
+        allowed = viewable(self.admin_site, request)
+        if not allowed:
+            refuse(request, show.__name__)
+        return show(self, request, allowed)
 
     @partial(guard, read_seconds=WRITE_SECONDS)
     def export_view(self, request: HttpRequest, kind: str) -> Any:
@@ -298,7 +289,6 @@ class AgentAdmin(ReadFirstAdmin):
         "shown_version",
         "shown_path",
         "sessions",
-        "sandboxes",
         "updated",
         "created",
     )
@@ -318,8 +308,7 @@ class AgentAdmin(ReadFirstAdmin):
         gettext_lazy("name"),
         lambda site, row: row_link(site, row, row.name),
     )
-    sessions = those_of_agent(Session, gettext_lazy("sessions"))
-    sandboxes = those_of_agent(Sandbox, gettext_lazy("sandboxes"))
+    sessions = linked(gettext_lazy("sessions"), rows.sessions_link)
     # A column of the model's own would sort the list, by something else than a timestamp.
     shown_version = shown("version", gettext_lazy("version"), str)
     shown_path = shown("path", gettext_lazy("path"), short_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext
 
 from agentdb.admin.display import (
+    Tables,
     heading_of,
     list_url,
     page_url,
@@ -158,7 +159,7 @@ class _Overview(NamedTuple):
 
     request: HttpRequest
     site: AdminSite
-    allowed: Collection[type[Model]]
+    allowed: Tables
     budget: Budget
 
     def shown(self) -> dict[str, Any]:

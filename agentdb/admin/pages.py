@@ -1,4 +1,7 @@
-"""Pages of the console besides lists and rows: a runner, a tenant, sums, and the latest changes."""
+"""Pages of the console besides lists and rows: a runner, a tenant, sums, and the latest changes.
+
+Each gets the tables that the user may see, at least one.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,12 @@ from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.admin import overview
 from agentdb.admin.display import (
+    Tables,
     heading_of,
     list_url,
     page,
     page_url,
-    viewable,
 )
-from agentdb.admin.guard import guard
 from agentdb.console.checks import Fleet
 from agentdb.console.figures import (
     Figure,
@@ -69,10 +71,13 @@ def _id(request: HttpRequest) -> str:
 # -- a runner
 
 
-@guard
-def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+def runner(
+    model_admin: Any,
+    request: HttpRequest,
+    allowed: Tables,
+) -> HttpResponseBase:
     """Show the page of a runner; its form is that of a list's action."""
-    _check(model_admin.has_view_permission(request))
+    _check(Session in allowed)
     site = model_admin.admin_site
     runner_id = _id(request)
     alias = model_admin.alias
@@ -106,16 +111,18 @@ def runner(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
         statuses=Answer(overview.share_bars(figures, "status", listed)),
         activity=overview.activity_chart(request, budget, runner_id=runner_id),
         sessions=rows,
-        has_sandboxes=Sandbox in viewable(site, request),
+        has_sandboxes=Sandbox in allowed,
         may_act=model_admin.has_act_permission(request),
         problems=problems,
     )
 
 
-@guard
-def attention(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+def attention(
+    model_admin: Any,
+    request: HttpRequest,
+    allowed: Tables,
+) -> HttpResponseBase:
     """Show the rows that cannot be read. They are of several tables; those of other checks are in lists."""
-    _check(bool(viewable(model_admin.admin_site, request)))
     if request.GET.get("check") != "unreadable":
         raise Http404
     connection = connections[model_admin.alias]
@@ -128,13 +135,14 @@ def attention(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
     )
 
 
-@guard
-def tenant(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+def tenant(
+    model_admin: Any,
+    request: HttpRequest,
+    allowed: Tables,
+) -> HttpResponseBase:
     """Show the page of a tenant: totals with links, and its sessions by hour and by status."""
     site = model_admin.admin_site
     tenant_id = _id(request)
-    allowed = viewable(site, request)
-    _check(bool(allowed))
     alias = model_admin.alias
     activity = statuses = None
     parts = []
@@ -172,15 +180,17 @@ def _check(may_see: bool) -> None:
 # -- sums
 
 
-@guard
-def groups(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+def groups(
+    model_admin: Any,
+    request: HttpRequest,
+    allowed: Tables,
+) -> HttpResponseBase:
     """Show sessions or sandboxes counted by a column, and the form that asks for it.
 
     All of it is in the address, so that it can be bookmarked.
     """
     is_sessions = request.GET.get("table") != "sandbox"
     model: type[Model] = Session if is_sessions else Sandbox
-    allowed = viewable(model_admin.admin_site, request)
     _check(model in allowed)
     # Without a period: the sessions of a day, and all sandboxes.
     default = {
@@ -274,14 +284,15 @@ def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str | Non
 # -- what changed
 
 
-@guard
-def what_changed(model_admin: Any, request: HttpRequest) -> HttpResponseBase:
+def what_changed(
+    model_admin: Any,
+    request: HttpRequest,
+    allowed: Tables,
+) -> HttpResponseBase:
     """Show the latest writes across the tables, by default those of ten minutes.
 
     A write of a table that the user may not see takes one of the places, and is not shown.
     """
-    allowed = viewable(model_admin.admin_site, request)
-    _check(bool(allowed))
     text = request.GET.get("from") or "10m"
     alias = model_admin.alias
     problems: list[Problem] = []

@@ -6,7 +6,7 @@ only to the tables in ``row.allowed``, which the user may see.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext
 
 from agentdb.admin.display import (
+    Tables,
     column_value,
     cut,
     exactly,
@@ -46,7 +47,7 @@ _OTHER: dict[type[Model], tuple[type[Model], str]] = {
 def find_linked(
     rows: Sequence[Any],
     alias: str,
-    allowed: Collection[type[Model]],
+    allowed: Tables,
     problems: list[Problem],
 ) -> None:
     """Look up what rows of one table name, with one query for each table that the user may see.
@@ -114,6 +115,14 @@ def agent_link(site: AdminSite, row: Any) -> SafeString:
     return link(row_url(site, agent), name)
 
 
+def sessions_link(site: AdminSite, agent: Any) -> SafeString:
+    """Return the link to the sessions of an agent of a list; only the word if the user may not see sessions."""
+    url = ""
+    if Session in agent.allowed:
+        url = list_url(site, Session, tenant_id=agent.tenant_id, agent_name=agent.name)
+    return link(url, gettext("sessions"))
+
+
 def other_link(site: AdminSite, row: Any) -> SafeString:
     """Return the link to a session's sandbox, or a sandbox's session.
 
@@ -143,7 +152,6 @@ def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
     asked = partial(ask, connections[alias])
     said = asked(partial(said_of, row, alias))
     shown: dict[str, Any] = {
-        "name": _name(row),
         "state": getattr(row, "status", None) or getattr(row, "state", None),
         "findings": [said.problem] if said.problem else said.value,
         "allowed": {model._meta.model_name for model in row.allowed},
@@ -174,16 +182,6 @@ def _named_by(row: Any) -> dict[str, str] | None:
 def label_of(row: ApiKey) -> str:
     """Return the label, which a link needs to be seen."""
     return row.label or gettext("(no label)")
-
-
-def _name(row: Any) -> str:
-    """Return what the title calls the row."""
-    name = row.pk
-    if isinstance(row, ApiKey):
-        name = label_of(row)
-    elif isinstance(row, Agent):
-        name = row.name
-    return cut(name)
 
 
 def stored(row: Model) -> list[tuple[str, SafeString | str]]:

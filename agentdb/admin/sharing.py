@@ -9,7 +9,6 @@ from threading import Lock
 from typing import Any
 
 SECONDS = 3.0
-_MOST = 200  # results that are kept
 
 
 @dataclass
@@ -29,8 +28,6 @@ def shared(key: Hashable, make: Callable[[], Any]) -> Any:
 
     An exception of ``make`` is raised to its caller only; whoever waited tries again.
     """
-    if len(_answers) > _MOST:
-        forget()
     # setdefault is atomic, so that all viewers wait for the same lock.
     answer = _answers.setdefault(key, _Answer())
     with answer.lock:

@@ -125,7 +125,8 @@ def agentdb_overview(context: Context) -> dict[str, Any]:
         database.alias,
         str(database.settings_dict["NAME"]),
         frozenset(viewable(site, request)),
-        request.GET.get("period", ""),
+        # Not the parameter itself: whoever edits the address would add results without end.
+        request.GET.get("period") == "7d",
     )
     page = shared(key, lambda: overview.page(request))
     # A copy, because the template adds this user's CSRF token to it.

@@ -116,6 +116,27 @@ def test_a_projects_own_permissions_may_depend_on_the_row(
     assert site.get("agentdb/session/s0001/change/").status == 403
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        "agent/tenant",
+        "session/attention",
+        "session/changes",
+        "session/find",
+        "session/groups",
+        "session/runner",
+        "session/undo",
+    ],
+)
+def test_a_page_is_forbidden_to_who_may_see_no_table(
+    site: Site, caplog: pytest.LogCaptureFixture, page: str
+):
+    site.log_in(site.make_user("nobody"))
+
+    assert site.get(f"agentdb/{page}/").status == 403
+    assert [line["outcome"] for line in audited(caplog)] == ["refused"]
+
+
 def test_viewer_cannot_add_change_or_delete(site: Site):
     fill(site.alias, 1)
     site.log_in_viewer()
