@@ -54,9 +54,6 @@ def inspecting(alias: str) -> Iterator[BaseDatabaseWrapper]:
             yield configured  # in memory: a second connection is impossible
         return
     if path is not None:
-        if not configured.in_atomic_block:
-            # Closing a file releases all locks of this process on it, including those of open connections.
-            configured.close()
         check_sqlite_file(path)
     with ExitStack() as stack:
         stack.enter_context(translated_errors(configured))

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -388,6 +390,28 @@ def test_a_look_at_a_file_waits_for_its_writers_as_long_as_the_url_says(url, eng
         inspecting(configured.alias) as connection,
     ):
         assert rows(connection, "PRAGMA busy_timeout") == [(7000,)]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_look_at_a_file_costs_no_later_write_of_an_open_connection(url, engine):
+    """Closing a file releases all locks of the process on it: another would take the log for one that nobody uses."""
+    path = sqlite_path(url)
+    program = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]);"
+        "print(*c.execute('SELECT name FROM agents')); c.close()"
+    )
+
+    def other_process() -> str:
+        command = [sys.executable, "-c", program, path]
+        return subprocess.check_output(command, text=True)
+
+    with agentdb.connect(f"{url}?journal=wal") as db:
+        db.upsert_agent("earlier", "/")
+        with inspecting(db.alias):
+            pass
+        assert other_process() == "('earlier',)\n"
+        db.upsert_agent("later", "/")
+        assert other_process() == "('earlier',) ('later',)\n"
 
 
 # On CockroachDB it waits: readers do.
