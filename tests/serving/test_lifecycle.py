@@ -577,14 +577,15 @@ def test_a_server_that_sends_a_message_and_then_nothing_is_waited_for_once(
     assert "opening another" not in caplog.text
 
 
-def test_the_opening_of_a_hosts_connection_has_a_limit_without_call_timeout(
-    postgres_db: tuple[DjangoDb, str],
+@pytest.mark.parametrize("own", [{}, {"call_timeout": 60.0}])
+def test_the_opening_of_a_hosts_connection_has_a_limit_of_its_own(
+    postgres_db: tuple[DjangoDb, str], own: dict[str, float]
 ) -> None:
     """As behind a pooler, which lets anybody in, and has no server for Django's first query."""
     _, url = postgres_db
     with temporary_alias(url) as alias:
         wrapper = connections[alias]
-        wrapper.settings_dict["AGENTDB"] = {}
+        wrapper.settings_dict["AGENTDB"] = own
         engine = PostgresEngine(wrapper, owned=False)
         with engine.opening(wrapper, 0.2):
             wrapper.ensure_connection()

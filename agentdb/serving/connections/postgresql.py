@@ -98,8 +98,8 @@ class PostgresEngine(Engine):
     def silence(self, seconds: float) -> str:
         """Log that the server did not answer within so many, and return the reason for an error."""
         limit = f"{seconds:.1f} seconds"
-        if self.call_timeout is not None:
-            limit = f"call_timeout={self.call_timeout:g} seconds"
+        if seconds == self.call_timeout:  # connect() has a limit of its own
+            limit = f"call_timeout={seconds:g} seconds"
         logger.warning("%s did not answer within %s.", self.describe(), limit)
         return f"no answer within {limit}"
 
