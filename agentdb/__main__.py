@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from agentdb.conf import DEFAULT_URL, URL_VARIABLE
 from agentdb.errors import AgentDbError, InvalidInputError
@@ -50,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_any_character()
     try:
         code = _answer(arguments)
-        stdout: Any = sys.stdout  # None if the descriptor was closed
-        if stdout is not None:
-            stdout.flush()
+        _say("")
         return code
     except AgentDbError as error:
         sys.stderr.write(f"{error}\n")
@@ -74,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(arguments: list[str]) -> int:
     url = _take_own_options(arguments)
     if arguments[:1] in (["--version"], ["version"]):
-        sys.stdout.write(f"{_versions()}\n")
-        return 0
+        return _say(f"{_versions()}\n")
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither variable
     _configure(url, arguments)
@@ -83,9 +79,15 @@ def _answer(arguments: list[str]) -> int:
     if "DJANGO_AUTO_COMPLETE" in os.environ:
         return _execute([])
     if not arguments or arguments in (["help"], ["--help"], ["-h"]):
-        sys.stdout.write(_overview())
-        return 0
+        return _say(_overview())
     return _run(arguments)
+
+
+def _say(text: str) -> int:
+    """Write the text to the end, and return the exit code."""
+    # Not sys.stdout.write(): there is no sys.stdout if the descriptor was closed.
+    print(text, end="", flush=True)  # noqa: T201
+    return 0
 
 
 def _run(arguments: list[str]) -> int:
@@ -96,9 +98,7 @@ def _run(arguments: list[str]) -> int:
     if not wants_help and not os.environ.get(SETTINGS_VARIABLE):
         _look_first(arguments)
     code = _execute(arguments)
-    if wants_help and not code:
-        sys.stdout.write(_OPTIONS)
-    return code
+    return _say(_OPTIONS) if wants_help and not code else code
 
 
 def _name_own_apps(arguments: list[str]) -> None:

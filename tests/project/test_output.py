@@ -132,6 +132,13 @@ def test_an_answer_that_could_not_be_written_leaves_a_sentence_and_no_traceback(
     assert "Traceback" not in finished.stderr
 
 
+def test_help_without_standard_output_is_no_failure(tmp_path: Path):
+    for words in ("", "version"):
+        finished = shell(tmp_path, f"$agentdb {words} >&-")
+
+        assert (finished.returncode, finished.stderr) == (0, ""), words
+
+
 def test_standard_error_that_is_closed_stops_nothing(old: Path):
     finished = shell(old, "$agentdb baselinedb --no-backup 2>&-")
 
