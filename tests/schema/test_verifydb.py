@@ -402,7 +402,7 @@ def test_a_look_at_a_file_costs_no_later_write_of_an_open_connection(url, engine
     )
 
     def other_process() -> str:
-        command = [sys.executable, "-c", program, path]
+        command = [sys.executable, "-c", program, str(path)]
         return subprocess.check_output(command, text=True)
 
     with agentdb.connect(f"{url}?journal=wal") as db:
