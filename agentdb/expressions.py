@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.exceptions import FullResultSet
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import (
     DateTimeField,
@@ -153,19 +152,6 @@ class IsRow(Exact):
             else f"(WITH x AS MATERIALIZED (SELECT {key} AS id) SELECT id FROM x)"
         )
         return f"{column} IN {rows}", (*column_params, *key_params)
-
-
-class IsUnchanged(Exact):
-    """Whether a column still has the value that ``right`` read when the statement began.
-
-    It can differ only on PostgreSQL: after waiting for a row's lock, it continues with the new version of the row.
-    CockroachDB's statements are serializable, and SQLite has one writer at a time.
-    """
-
-    def as_cockroachdb(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper
-    ) -> Any:
-        raise FullResultSet  # a condition that is always true
 
 
 class Locked(Subquery):

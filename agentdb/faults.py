@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import ExitStack
 from enum import Enum, auto
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentdb.conf import server_name
@@ -113,28 +111,27 @@ _BY_CLASS = {
 # after a statement on it was prepared.
 _STALE_PLAN = "cached plan must not change result type"
 
-# What SQLite calls an error, how its words begin, which are the same in every language, and what it means. Other builds
-# of ``sqlite3``, in the standard one's place, have errors without a name, or with the name of the family alone.
-_OF_SQLITE = [
-    ("SQLITE_CONSTRAINT_PRIMARYKEY", "UNIQUE constraint failed", Fault.DUPLICATE),
-    ("SQLITE_CONSTRAINT_UNIQUE", "UNIQUE constraint failed", Fault.DUPLICATE),
-    ("SQLITE_CONSTRAINT_CHECK", "CHECK constraint failed", Fault.MISMATCH),
-    ("SQLITE_CONSTRAINT_FOREIGNKEY", "FOREIGN KEY constraint failed", Fault.MISMATCH),
-    ("SQLITE_CONSTRAINT_NOTNULL", "NOT NULL constraint failed", Fault.MISMATCH),
-    ("SQLITE_MISMATCH", "datatype mismatch", Fault.MISMATCH),
-    ("SQLITE_INTERRUPT", "interrupted", Fault.CUT_OFF),
-    ("SQLITE_BUSY", "database is locked", Fault.LOCKED),
-    ("SQLITE_LOCKED", "database table is locked", Fault.LOCKED),
-    ("SQLITE_LOCKED", "database schema is locked", Fault.LOCKED),
-    ("SQLITE_NOTADB", "file is not a database", Fault.NOT_A_DATABASE),
-    ("SQLITE_CORRUPT", "database disk image is malformed", Fault.DAMAGED),
-    ("SQLITE_CORRUPT", "malformed database schema", Fault.DAMAGED),
-    ("SQLITE_READONLY", "attempt to write a readonly database", Fault.READ_ONLY),
-    ("SQLITE_FULL", "database or disk is full", Fault.FULL),
-    ("SQLITE_CANTOPEN", "unable to open database file", Fault.NOT_OPENED),
+# How the words of SQLite's errors begin, which are the same in every language, and what they mean. Not by the names:
+# other builds of ``sqlite3``, in the standard one's place, have errors without one, or with that of the family alone.
+_OF_SQLITE = {
+    "UNIQUE constraint failed": Fault.DUPLICATE,
+    "CHECK constraint failed": Fault.MISMATCH,
+    "FOREIGN KEY constraint failed": Fault.MISMATCH,
+    "NOT NULL constraint failed": Fault.MISMATCH,
+    "datatype mismatch": Fault.MISMATCH,
+    "interrupted": Fault.CUT_OFF,
+    "database is locked": Fault.LOCKED,
+    "database table is locked": Fault.LOCKED,
+    "database schema is locked": Fault.LOCKED,
+    "file is not a database": Fault.NOT_A_DATABASE,
+    "database disk image is malformed": Fault.DAMAGED,
+    "attempt to write a readonly database": Fault.READ_ONLY,
+    "database or disk is full": Fault.FULL,
+    "unable to open database file": Fault.NOT_OPENED,
     # What was written before a sync failed may be found after a crash.
-    ("SQLITE_IOERR", "disk I/O error", Fault.UNSURE),
-]
+    "disk I/O error": Fault.UNSURE,
+    "Could not decode to UTF-8": Fault.UNREADABLE,
+}
 # Errors without a name in SQLite.
 _MISSING = (
     "no such table",
@@ -142,8 +139,6 @@ _MISSING = (
     "has no column named",
     "ON CONFLICT clause does not match",
 )
-
-_FILES_OF_A_CONNECTION = 3  # at most: the database, its log and the log's index
 
 # Messages of a server that waiting cannot change. Connection errors have no SQLSTATE; CockroachDB has the same texts.
 # So a message in another language counts as one to wait for: a slower error, and no wrong one.
@@ -205,16 +200,13 @@ def _by_state(error: BaseException) -> Fault | None:
 
 
 def _classify_sqlite(error: BaseException) -> Fault:
-    name = getattr(error, "sqlite_errorname", None) or ""
     words = str(error)
-    # By the name if there is a whole one; words change between versions, if seldom.
-    has_name = name not in ("", "SQLITE_CONSTRAINT")
-    for known, beginning, fault in _OF_SQLITE:
-        is_this = name.startswith(known) if has_name else words.startswith(beginning)
-        if is_this:
+    # A trigger says what its author wants, which may be SQLite's words.
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER":
+        return Fault.OTHER
+    for beginning, fault in _OF_SQLITE.items():
+        if words.startswith(beginning):
             return fault
-    if words.startswith("Could not decode to UTF-8"):
-        return Fault.UNREADABLE
     if any(each in words for each in _MISSING):
         return Fault.MISMATCH
     return Fault.UNAVAILABLE if _is_a(error, "ProgrammingError") else Fault.OTHER
@@ -268,38 +260,23 @@ def one_line(error: BaseException, password: object = None, path: object = None)
 
 def _why_not_opened(error: BaseException, path: object) -> str:
     """Return ": " and the cause if SQLite could not open a file or write to it: its message is always the same."""
-    fault = classify(error)
-    if fault not in (Fault.NOT_OPENED, Fault.READ_ONLY):
+    if not path or classify(error) not in (Fault.NOT_OPENED, Fault.READ_ONLY):
         return ""
-    cause = _no_descriptor_left() if fault is Fault.NOT_OPENED else ""
-    if path:
-        cause = cause or _no_place_for(Path(str(path)))
+    cause = _no_place_for(str(path))
     return f": {cause}" if cause else ""
 
 
-def _no_place_for(path: Path) -> str:
-    folder = path.absolute().parent
+def _no_place_for(path: str) -> str:
+    folder = os.path.dirname(os.path.abspath(path))
     # Not the methods of Path: before Python 3.13 they raise an error in a folder that this user may not enter.
     if os.path.isdir(path):
         return "it is a folder"
     if not os.path.isdir(folder):
-        return f"the folder {str(folder)!r} does not exist"
+        return f"the folder {folder!r} does not exist"
     if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
         return "this user may not read and write it"
     if not os.access(folder, os.W_OK | os.X_OK):
-        return f"the folder {str(folder)!r} cannot be written to"
-    return ""
-
-
-def _no_descriptor_left() -> str:
-    """Return why no file can be opened at all, or ''."""
-    # Tried, because the limit and the number in use are both another's to say: ulimit, the system, the container.
-    with ExitStack() as opened:
-        try:
-            for _ in range(_FILES_OF_A_CONNECTION):
-                opened.enter_context(open(os.devnull))
-        except OSError as cause:
-            return (cause.strerror or str(cause)).lower()
+        return f"the folder {folder!r} cannot be written to"
     return ""
 
 
@@ -328,69 +305,56 @@ def explain(fault: Fault, place: str, reason: str) -> AgentDbError:
             "the URL, or raise the server's limit"
         )
     # A table and not a chain of conditions: each meaning has one sentence, to be read side by side with the others.
-    for faults, kind, sentence in _SENTENCES:
-        if fault in faults:
-            return kind(sentence.format(place=place, reason=reason))
-    return AgentDbError(f"{place} refused the statement: {reason}.")
+    kind, sentence = _SENTENCES.get(fault, _UNAVAILABLE)
+    return kind(sentence.format(place=place, reason=reason))
 
 
-_SENTENCES: list[tuple[tuple[Fault, ...], type[AgentDbError], str]] = [
-    (
-        (Fault.DUPLICATE,),
+_Sentence = tuple[type[AgentDbError], str]
+_CONFLICT: _Sentence = (
+    ConflictError,
+    "Other writers of {place} were in the way: {reason}.",
+)
+_LOST: _Sentence = (
+    DatabaseUnavailableError,
+    "{place} dropped the connection: {reason}.",
+)
+_REFUSED: _Sentence = (AgentDbError, "{place} refused the statement: {reason}.")
+_UNAVAILABLE: _Sentence = (
+    DatabaseUnavailableError,
+    "{place} is unavailable: {reason}.",
+)
+_SENTENCES: dict[Fault, _Sentence] = {
+    Fault.DUPLICATE: (
         DuplicateKeyError,
         "The key is taken in {place}: {reason}.",
     ),
-    (
-        REFUSED,
-        ConflictError,
-        "Other writers of {place} were in the way: {reason}.",
-    ),
-    (
-        (Fault.LOCKED,),
+    **dict.fromkeys(REFUSED, _CONFLICT),
+    Fault.LOCKED: (
         ConflictError,
         "Another connection, of this process or another, holds {place} locked: {reason}.",
     ),
-    (
-        (Fault.MISMATCH,),
+    Fault.MISMATCH: (
         SchemaMismatchError,
         "{place} does not have the tables agentdb works on: {reason}. Run 'agentdb verifydb'.",
     ),
-    (
-        (Fault.UNREADABLE,),
+    Fault.UNREADABLE: (
         SchemaMismatchError,
         "{place} holds a value that cannot be read: {reason}. Correct it; 'agentdb verifydb' finds others.",
     ),
-    (
-        (Fault.LOST, Fault.SILENT),
-        DatabaseUnavailableError,
-        "{place} dropped the connection: {reason}.",
-    ),
-    (
-        (Fault.UNANSWERED,),
+    Fault.LOST: _LOST,
+    Fault.SILENT: _LOST,
+    Fault.UNANSWERED: (
         OutcomeUnknownError,
         "{place} did not answer before the connection was lost: {reason}. "
         "The write may be stored or not: read, then decide.",
     ),
-    (
-        (Fault.UNSURE,),
+    Fault.UNSURE: (
         OutcomeUnknownError,
         "{place} failed while it stored the write: {reason}. The write may be stored or not: read, then decide.",
     ),
-    (
-        (
-            Fault.FORBIDDEN,
-            Fault.CUT_OFF,
-            Fault.NOT_OPENED,
-            Fault.NOT_A_DATABASE,
-            Fault.DAMAGED,
-            Fault.READ_ONLY,
-            Fault.FULL,
-            Fault.UNAVAILABLE,
-        ),
-        DatabaseUnavailableError,
-        "{place} is unavailable: {reason}.",
-    ),
-]
+    Fault.BAD_VALUE: _REFUSED,
+    Fault.OTHER: _REFUSED,
+}
 
 
 # -- the sentence of a command
@@ -424,16 +388,8 @@ _OF_A_SERVER = {
 
 def describe_sqlite_failure(path: object, error: BaseException) -> str:
     """Return the same for a SQLite file."""
-    from sqlite3 import sqlite_version
-
-    fault = classify(error)
     reason = _brief(error) + _why_not_opened(driver_error(error), path)
-    if fault is Fault.DAMAGED and reason.startswith("malformed database schema"):
-        return (
-            f"The database file {str(path)!r} has a schema that SQLite {sqlite_version} cannot read: {reason}. "
-            "Another program, such as libSQL, may have made it: open it with that, and drop what is named."
-        )
-    return describe_file(fault, path, reason)
+    return describe_file(classify(error), path, reason)
 
 
 def describe_file(fault: Fault, path: object, reason: str = "") -> str:

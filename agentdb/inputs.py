@@ -276,10 +276,8 @@ def plain_function(fn: Callable[..., Any]) -> None:
     """Refuse a function whose calls would run after the transaction has ended: a coroutine or a generator."""
     # What a callable object or a partial hides shows only in its result, for which plain_result() looks.
     flags = getattr(getattr(fn, "__code__", None), "co_flags", 0)
-    if flags & inspect.CO_COROUTINE:
-        raise InvalidInputError(_NOT_A_COROUTINE)
-    if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
-        raise InvalidInputError(_NOT_A_GENERATOR)
+    if flags & _RUNS_LATER:
+        raise InvalidInputError(_NOT_PLAIN)
 
 
 def plain_result(result: R) -> R:
@@ -288,12 +286,12 @@ def plain_result(result: R) -> R:
     if is_awaitable or isinstance(result, GeneratorType | AsyncGeneratorType):
         # Otherwise Python warns that the coroutine was never awaited, wherever the garbage is collected.
         getattr(result, "close", bool)()
-        raise InvalidInputError(_NOT_A_COROUTINE if is_awaitable else _NOT_A_GENERATOR)
+        raise InvalidInputError(_NOT_PLAIN)
     return result
 
 
-_NOT_A_COROUTINE = "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."
-_NOT_A_GENERATOR = "run_transaction() takes a plain function, not a generator, whose calls would run after the end."
+_RUNS_LATER = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+_NOT_PLAIN = "run_transaction() takes a plain function, not a coroutine or generator, which would run after its end."
 
 
 # -- the arguments of a method of Db, which its annotations tell apart

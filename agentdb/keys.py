@@ -7,7 +7,6 @@ import hmac
 import os
 import secrets
 import uuid
-from types import TracebackType
 from typing import Any, Self
 
 from agentdb.errors import InvalidInputError
@@ -85,12 +84,7 @@ class KeyIssuer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self: Any,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self: Any, *_: object) -> None:
         self.close()
 
 

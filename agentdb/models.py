@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from django.db import models
-from django.db.models import F, Index, Q
+from django.db.models import Index, Q
 
 from agentdb.expressions import UtcNow
 from agentdb.fields import Instant, Integer, Text
@@ -97,24 +97,24 @@ class Session(models.Model):
         indexes = [
             Index(fields=["tenant_id"], name="idx_sessions_tenant"),
             Index(*NEWEST_FIRST, name="idx_sessions_created"),
-            Index(F("tenant_id"), *NEWEST_FIRST, name="idx_sessions_tenant_created"),
+            Index("tenant_id", *NEWEST_FIRST, name="idx_sessions_tenant_created"),
             Index(
-                F("tenant_id"),
-                F("agent_name"),
+                "tenant_id",
+                "agent_name",
                 *NEWEST_FIRST,
                 name="idx_sessions_agent_created",
             ),
-            Index(F("status"), *NEWEST_FIRST, name="idx_sessions_status_created"),
+            Index("status", *NEWEST_FIRST, name="idx_sessions_status_created"),
             # No call asks for the sessions that have no runner, so those need no entry.
             Index(
-                F("runner_id"),
+                "runner_id",
                 *NEWEST_FIRST,
                 name="idx_sessions_runner_created",
                 condition=Q(runner_id__isnull=False),
             ),
             Index(
-                F("tenant_id"),
-                F("status"),
+                "tenant_id",
+                "status",
                 *NEWEST_FIRST,
                 name="idx_sessions_tenant_status",
             ),
@@ -156,23 +156,23 @@ class Sandbox(models.Model):
             Index(fields=["last_used_at"], name="idx_sandboxes_last_used"),
             Index(fields=["tenant_id"], name="idx_sandboxes_tenant"),
             Index(
-                F("state"),
+                "state",
                 *LEAST_RECENTLY_USED_FIRST,
                 name="idx_sandboxes_state_last_used",
             ),
-            Index(F("tenant_id"), *NEWEST_FIRST, name="idx_sandboxes_tenant_created"),
+            Index("tenant_id", *NEWEST_FIRST, name="idx_sandboxes_tenant_created"),
             Index(
-                F("tenant_id"),
-                F("state"),
+                "tenant_id",
+                "state",
                 *NEWEST_FIRST,
                 name="idx_sandboxes_tenant_state",
             ),
             # What a warm pool holds has no session. The state is a column and not part of the condition, because
             # neither SQLite nor a prepared statement of PostgreSQL knows that a parameter is 'warm'.
             Index(
-                F("tenant_id"),
-                F("agent_name"),
-                F("state"),
+                "tenant_id",
+                "agent_name",
+                "state",
                 *LEAST_RECENTLY_USED_FIRST,
                 name="idx_sandboxes_pool",
                 condition=Q(session_id__isnull=True),
@@ -203,7 +203,7 @@ class ApiKey(models.Model):
         indexes = [
             Index(fields=["tenant_id"], name="idx_api_keys_tenant"),
             Index(*NEWEST_FIRST, name="idx_api_keys_created"),
-            Index(F("tenant_id"), *NEWEST_FIRST, name="idx_api_keys_tenant_created"),
+            Index("tenant_id", *NEWEST_FIRST, name="idx_api_keys_tenant_created"),
         ]
 
     def __str__(self) -> str:

@@ -53,6 +53,7 @@ from agentdb.serving.host import check_set_up
 
 if TYPE_CHECKING:
     from agentdb.serving import queries
+    from agentdb.serving.compiled import Update
 
 _EVER = datetime.max.replace(tzinfo=UTC)  # later than every use
 _ALL = 2**63 - 1  # what a 64-bit LIMIT takes
@@ -61,7 +62,7 @@ R = TypeVar("R")
 Listed = TypeVar("Listed", SessionRecord, SandboxRecord)
 
 
-class DjangoDb(KeyIssuer, Db):
+class DjangoDb(Executor, KeyIssuer, Db):
     """``Db`` on the connections of one of Django's database aliases; safe to share among threads.
 
     Every thread has its own connection, which is Django's, so calls join a transaction that the caller has open on
@@ -74,16 +75,16 @@ class DjangoDb(KeyIssuer, Db):
         alias: str = "default",
         *,
         key_secret: str | None = None,
-        _executor: Executor | None = None,
+        _threads: Threads | None = None,
     ) -> None:
         global queries
         check_set_up()
         # Imported here: models need Django set up, but callers import this class before that.
         from agentdb.serving import queries
 
+        super().__init__(_threads or Threads(alias))
         self.alias = alias
         self._hashes = KeyHashes(key_secret)
-        self._executor = _executor or Executor(Threads(alias))
         own = connections.settings[alias].get("AGENTDB", {})
         self._touch_interval = timedelta(seconds=own.get("touch_interval") or 0)
         self._relaxed_touches: bool = own.get("touch_durability") == "relaxed"
@@ -99,19 +100,20 @@ class DjangoDb(KeyIssuer, Db):
         path: str,
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> AgentRecord:
-        return self._executor.one(
+        return self._one(
             AgentRecord,
             queries.UPSERT_AGENT,
             id=str(uuid.uuid4()),
             name=identifier("Agent name", name),
             path=text("Agent path", path),
             tenant_id=self._tenant(tenant_id),
+            version=1,
         )
 
     def get_agent(
         self, name: str, tenant_id: str = DEFAULT_TENANT_ID
     ) -> AgentRecord | None:
-        return self._executor.first(
+        return self._first(
             AgentRecord,
             queries.GET_AGENT,
             name=identifier("Agent name", name),
@@ -119,14 +121,14 @@ class DjangoDb(KeyIssuer, Db):
         )
 
     def list_agents(self, tenant_id: str = DEFAULT_TENANT_ID) -> list[AgentRecord]:
-        return self._executor.all(
+        return self._all(
             AgentRecord,
             queries.LIST_AGENTS,
             tenant_id=self._tenant(tenant_id),
         )
 
     def delete_agent(self, name: str, tenant_id: str = DEFAULT_TENANT_ID) -> bool:
-        deleted = self._executor.count_last(
+        deleted = self._count_last(
             queries.DELETE_AGENT_AND_SESSIONS,
             name=identifier("Agent name", name),
             tenant_id=self._tenant(tenant_id),
@@ -142,7 +144,7 @@ class DjangoDb(KeyIssuer, Db):
         sandbox_id: str,
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SessionRecord:
-        return self._executor.insert(
+        return self._insert(
             SessionRecord,
             queries.INSERT_SESSION,
             "A session with the id {id!r} exists already.",
@@ -150,6 +152,8 @@ class DjangoDb(KeyIssuer, Db):
             agent_name=identifier("Agent name", agent_name),
             sandbox_id=identifier("Sandbox id", sandbox_id),
             tenant_id=self._tenant(tenant_id),
+            status="starting",
+            runner_id=None,
         )
 
     def update_session_status(
@@ -167,10 +171,10 @@ class DjangoDb(KeyIssuer, Db):
         if only_if is not None:
             query = queries.UPDATE_SESSION_STATUS_IF
             values["only_if"] = json.dumps(session_statuses("only_if", only_if))
-        return self._executor.changed(query, **values)
+        return self._changed(query, **values)
 
     def update_session_sandbox(self, id: str, sandbox_id: str) -> bool:
-        return self._executor.changed(
+        return self._changed(
             queries.UPDATE_SESSION_SANDBOX,
             id=identifier("Session id", id),
             sandbox_id=identifier("Sandbox id", sandbox_id),
@@ -193,10 +197,10 @@ class DjangoDb(KeyIssuer, Db):
         elif only_if is not ...:
             query = queries.UPDATE_SESSION_RUNNER_IF
             values["only_if"] = identifier("only_if", only_if)
-        return self._executor.changed(query, **values)
+        return self._changed(query, **values)
 
     def get_session(self, id: str) -> SessionRecord | None:
-        return self._executor.first(
+        return self._first(
             SessionRecord,
             queries.GET_SESSION,
             id=identifier("Session id", id),
@@ -235,10 +239,10 @@ class DjangoDb(KeyIssuer, Db):
         }
         statuses = session_statuses("status", status)
         query = queries.count_rows(queries.SESSIONS, _given(values), len(statuses))
-        return self._executor.one(int, query, **values, **_numbered(statuses))
+        return self._one(int, query, **values, **_numbered(statuses))
 
     def list_sessions_by_runner(self, runner_id: str) -> list[SessionRecord]:
-        return self._executor.all(
+        return self._all(
             SessionRecord,
             queries.LIST_SESSIONS_BY_RUNNER,
             runner_id=identifier("Runner id", runner_id),
@@ -259,12 +263,12 @@ class DjangoDb(KeyIssuer, Db):
         if silent_for is not None:
             query = queries.CLAIM_SILENT_SESSION
             values["silent_for"] = silence(silent_for)
-        return self._executor.first(SessionRecord, query, **values)
+        return self._first(SessionRecord, query, **values)
 
     def get_silent_sessions(
         self, older_than: datetime, *, limit: int | None = None
     ) -> list[SessionRecord]:
-        return self._executor.all(
+        return self._all(
             SessionRecord,
             queries.GET_SILENT_SESSIONS,
             older_than=aware_instant("older_than", older_than),
@@ -285,19 +289,19 @@ class DjangoDb(KeyIssuer, Db):
         return [id for id in ids if id in touched]
 
     def delete_session(self, id: str) -> bool:
-        return self._executor.changed(
+        return self._changed(
             queries.DELETE_SESSION,
             id=identifier("Session id", id),
         )
 
     def bulk_pause_sessions_by_runner(self, runner_id: str) -> int:
-        return self._executor.count(
+        return self._count(
             queries.PAUSE_SESSIONS_BY_RUNNER,
             runner_id=identifier("Runner id", runner_id),
         )
 
     def bulk_pause_active_sessions(self) -> int:
-        return self._executor.count(queries.PAUSE_SESSIONS)
+        return self._count(queries.PAUSE_SESSIONS)
 
     def prune_sessions(
         self, ended_before: datetime, limit: int, *, also: Sequence[str] = ()
@@ -308,19 +312,19 @@ class DjangoDb(KeyIssuer, Db):
         }
         tables = other_tables("also", also)
 
-        def prune(inside: Executor) -> int:
+        def prune(inside: DjangoDb) -> int:
             check_session_tables(connections[self.alias], tables)
-            pruned = inside.all(SessionRecord, queries.PRUNE_SESSIONS, **values)
+            pruned = inside._all(SessionRecord, queries.PRUNE_SESSIONS, **values)
             if not pruned:
                 return 0
             ids = json.dumps([session.id for session in pruned])
-            inside.count(queries.PRUNE_SANDBOXES, session_ids=ids)
+            inside._count(queries.PRUNE_SANDBOXES, session_ids=ids)
             for table in tables:
                 delete = queries.delete_rows_of_sessions(table)
-                inside.count(delete, session_ids=ids)
+                inside._count(delete, session_ids=ids)
             return len(pruned)
 
-        return self._executor.transaction(prune)
+        return self._transaction(prune)
 
     # -- sandboxes
 
@@ -332,7 +336,7 @@ class DjangoDb(KeyIssuer, Db):
         session_id: str | None = None,
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SandboxRecord:
-        return self._executor.insert(
+        return self._insert(
             SandboxRecord,
             queries.INSERT_SANDBOX,
             "A sandbox with the id {id!r} exists already.",
@@ -341,6 +345,7 @@ class DjangoDb(KeyIssuer, Db):
             workspace_dir=text("Workspace directory", workspace_dir),
             session_id=optional_identifier("Session id", session_id),
             tenant_id=self._tenant(tenant_id),
+            state="warming",
         )
 
     def update_sandbox_state(
@@ -358,10 +363,10 @@ class DjangoDb(KeyIssuer, Db):
         if only_if is not None:
             query = queries.UPDATE_SANDBOX_STATE_IF
             values["only_if"] = json.dumps(sandbox_states("only_if", only_if))
-        return self._executor.changed(query, **values)
+        return self._changed(query, **values)
 
     def update_sandbox_session(self, id: str, session_id: str | None) -> bool:
-        return self._executor.changed(
+        return self._changed(
             queries.UPDATE_SANDBOX_SESSION,
             id=identifier("Sandbox id", id),
             session_id=optional_identifier("Session id", session_id),
@@ -379,7 +384,7 @@ class DjangoDb(KeyIssuer, Db):
         return [id for id in ids if id in touched]
 
     def get_sandbox(self, id: str) -> SandboxRecord | None:
-        return self._executor.first(
+        return self._first(
             SandboxRecord,
             queries.GET_SANDBOX,
             id=identifier("Sandbox id", id),
@@ -404,7 +409,7 @@ class DjangoDb(KeyIssuer, Db):
         )
 
     def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
-        return self._executor.all(
+        return self._all(
             SandboxRecord,
             queries.LIST_SANDBOXES_BY_RUNNER,
             runner_id=identifier("Runner id", runner_id),
@@ -413,7 +418,7 @@ class DjangoDb(KeyIssuer, Db):
     def count_sandboxes(self, *, state: SandboxStatesInput | None = None) -> int:
         states = sandbox_states("state", state)
         query = queries.count_rows(queries.SANDBOXES, frozenset(), len(states))
-        return self._executor.one(int, query, **_numbered(states))
+        return self._one(int, query, **_numbered(states))
 
     def claim_warm_sandbox(
         self,
@@ -421,7 +426,7 @@ class DjangoDb(KeyIssuer, Db):
         session_id: str,
         tenant_id: str = DEFAULT_TENANT_ID,
     ) -> SandboxRecord | None:
-        return self._executor.first(
+        return self._first(
             SandboxRecord,
             queries.CLAIM_WARM_SANDBOX,
             agent_name=identifier("Agent name", agent_name),
@@ -434,8 +439,8 @@ class DjangoDb(KeyIssuer, Db):
     ) -> SandboxRecord | None:
         if unused_since is None:
             query = queries.GET_BEST_EVICTION_CANDIDATE
-            return self._executor.first(SandboxRecord, query)
-        return self._executor.first(
+            return self._first(SandboxRecord, query)
+        return self._first(
             SandboxRecord,
             queries.GET_BEST_UNUSED_CANDIDATE,
             older_than=aware_instant("unused_since", unused_since),
@@ -449,37 +454,37 @@ class DjangoDb(KeyIssuer, Db):
             older_than = aware_instant("unused_since", unused_since)
         # One statement for each state, in the order of eviction, until one claims a sandbox.
         for state, query in queries.CLAIMS_OF_EVICTION.items():
-            claimed = self._executor.first(SandboxRecord, query, older_than=older_than)
+            claimed = self._first(SandboxRecord, query, older_than=older_than)
             if claimed is not None:
                 # The caller is told the state from which it was evicted; an update returns the new one.
                 return replace(claimed, state=state.value)
         return None
 
     def get_idle_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
-        return self._executor.all(
+        return self._all(
             SandboxRecord,
             queries.GET_IDLE_SANDBOXES,
             older_than=aware_instant("older_than", older_than),
         )
 
     def get_cold_sandboxes(self, older_than: datetime) -> list[SandboxRecord]:
-        return self._executor.all(
+        return self._all(
             SandboxRecord,
             queries.GET_COLD_SANDBOXES,
             older_than=aware_instant("older_than", older_than),
         )
 
     def delete_sandbox(self, id: str) -> bool:
-        return self._executor.changed(
+        return self._changed(
             queries.DELETE_SANDBOX,
             id=identifier("Sandbox id", id),
         )
 
     def mark_all_sandboxes_cold(self) -> int:
-        return self._executor.count(queries.MARK_ALL_SANDBOXES_COLD)
+        return self._count(queries.MARK_ALL_SANDBOXES_COLD)
 
     def mark_sandboxes_cold_by_runner(self, runner_id: str) -> int:
-        return self._executor.count(
+        return self._count(
             queries.MARK_SANDBOXES_COLD_BY_RUNNER,
             runner_id=identifier("Runner id", runner_id),
         )
@@ -502,7 +507,7 @@ class DjangoDb(KeyIssuer, Db):
         if before is not None:
             values["created_at"], values["id"] = page_position(before, record)
         query = queries.list_rows(table, _given(values), len(wanted))
-        rows = self._executor.all(record, query, **values, **_numbered(wanted))
+        rows = self._all(record, query, **values, **_numbered(wanted))
         if len(wanted) > 1:
             rows.sort(key=lambda row: (row.created_at, row.id), reverse=True)
         return rows[: values.get("limit")]
@@ -518,50 +523,45 @@ class DjangoDb(KeyIssuer, Db):
         """Record that the row ``id``, or those in the JSON array ``ids``, were used, and return the ids that exist.
 
         With a ``runner_id``, sessions that are not on that runner count as absent. With ``touch_interval`` a row that
-        was touched more recently is only read.
+        was touched more recently is only read; two that come at once may both write.
         """
         if runner_id is not None:
             values["runner_id"] = identifier("Runner id", runner_id)
-        interval = self._touch_interval
+        many = "ids" in values
         touch = queries.touch(
             table,
-            has_interval=bool(interval),
-            many="ids" in values,
+            many=many,
             of_runner="runner_id" in values,
             skip_locked=skip_locked,
+            # In a transaction, the whole of it would not wait for the disk.
+            unsynced=self._relaxed_touches and not self._threads.in_transaction,
         )
+        interval = self._touch_interval
         if not interval:
-            return self._touch_due(touch, values)
-        values["interval"] = interval
-        # Read first, because most touches come too soon after another; the update checks again.
-        rows = self._executor.all(_pair, touch.is_due, **values)
+            return self._write_touch(touch.update, values)
+        # Read first, because most touches come too soon after another.
+        rows = self._all(_pair, touch.is_due, **values, interval=interval)
+        due = [id for id, is_due in rows if is_due]
         recent = {id for id, is_due in rows if not is_due}
-        if len(recent) == len(rows):
+        if not due:
             return recent
-        there = recent | self._touch_due(touch, values)
-        if len(there) < len(rows):
-            # Others were faster. A row that they touched counts; one that they claimed, deleted or lock does not.
-            again = self._executor.all(_pair, touch.is_due, **values)
-            there.update(id for id, is_due in again if not (is_due and skip_locked))
-        return there
+        if many:
+            values["ids"] = json.dumps(due)
+        return recent | self._write_touch(touch.update, values)
 
-    def _touch_due(self, touch: queries.Touch, values: dict[str, Any]) -> set[str]:
-        """Write the time of the rows that are due, and return their ids."""
-        update = touch.update
-        # In a transaction, the whole of it would not wait for the disk.
-        if self._relaxed_touches and not self._executor.threads.in_transaction:
-            update = touch.unsynced
+    def _write_touch(self, update: Update, values: dict[str, Any]) -> set[str]:
+        """Write the time of the rows, and return the ids of those that exist."""
         if update.returning:
-            touched = self._executor.all(str, update, **values)
+            touched = self._all(str, update, **values)
             return set(touched)
-        if self._executor.changed(update, **values):
+        if self._changed(update, **values):
             return {values["id"]}
         return set()
 
     # -- API keys
 
     def get_api_key_by_hash(self, key_hash: str) -> ApiKeyRecord | None:
-        return self._executor.first(
+        return self._first(
             ApiKeyRecord,
             queries.GET_API_KEY_BY_HASH,
             key_hash=identifier("Key hash", key_hash),
@@ -574,7 +574,7 @@ class DjangoDb(KeyIssuer, Db):
         key_hash: str,
         label: str,
     ) -> ApiKeyRecord:
-        return self._executor.insert(
+        return self._insert(
             ApiKeyRecord,
             queries.INSERT_API_KEY,
             "An API key with the id {id!r}, or with the same hash, exists already.",
@@ -585,21 +585,21 @@ class DjangoDb(KeyIssuer, Db):
         )
 
     def list_api_keys_by_tenant(self, tenant_id: str) -> list[ApiKeyRecord]:
-        return self._executor.all(
+        return self._all(
             ApiKeyRecord,
             queries.LIST_API_KEYS,
             tenant_id=self._tenant(tenant_id),
         )
 
     def delete_api_key(self, id: str) -> bool:
-        return self._executor.changed(
+        return self._changed(
             queries.DELETE_API_KEY,
             id=identifier("API key id", id),
         )
 
     def authenticate(self, plain: str) -> ApiKeyRecord | None:
         key_hash, bare_hash = self._hashes.known(plain)
-        found = self._executor.all(
+        found = self._all(
             ApiKeyRecord,
             queries.GET_API_KEYS_BY_HASHES,
             key_hash=key_hash,
@@ -611,45 +611,33 @@ class DjangoDb(KeyIssuer, Db):
     # -- tenants
 
     def for_tenant(self, tenant_id: str) -> DjangoDb:
-        named = named_tenant(self._executor.tenant_id, tenant_id)
-        narrowed = self._executor.of_tenant(named)
-        return self._on(narrowed)
-
-    def _on(self, executor: Executor) -> DjangoDb:
-        """Return a view with another executor: a tenant's, or a transaction's."""
-        view = object.__new__(type(self))
-        view.__dict__.update(self.__dict__)  # like copy.copy(), in a tenth of the time
-        view._executor = executor
-        return view
+        named = named_tenant(self._tenant_id, tenant_id)
+        self._slot()  # raises here already if the Db is closed
+        return self._view(_tenant_id=named, _statements=self._of_tenants)
 
     def _tenant(self, tenant_id: str) -> str:
-        return tenant_of_call(self._executor.tenant_id, tenant_id)
+        return tenant_of_call(self._tenant_id, tenant_id)
 
     # -- transactions and life cycle
 
     def run_transaction(self, fn: Callable[[DjangoDb], R]) -> R:
         plain_function(fn)
-
-        def call(inside: Executor) -> R:
-            result = fn(self._on(inside))
-            return plain_result(result)
-
-        return self._executor.transaction(call)
+        return self._transaction(lambda inside: plain_result(fn(inside)))
 
     def health(self) -> Health:
-        return check_health(self._executor.threads)
-
-    def describe(self) -> str:
-        """Return the name of the database for a message, without the password."""
-        return self._executor.describe()
+        self._slot()  # raises if a view is closed
+        return check_health(self._threads)
 
     def close(self) -> None:
-        self._executor.close()
+        if self._tenant_id is None:
+            self._threads.close()
+        else:
+            self._closed = True
 
     @property
     def _has_server(self) -> bool:
         """Whether a call mostly waits for a server, so that several threads answer more calls than one."""
-        return self._executor.threads.engine.has_server
+        return self._threads.engine.has_server
 
     def _joins(self, method: str) -> bool:
         """Whether calls of the method that wait, each with one id, are better one statement.
@@ -663,7 +651,7 @@ class DjangoDb(KeyIssuer, Db):
         own = getattr(getattr(self, method), "__func__", None)
         if own is not _OWN_METHODS[method]:
             return False
-        engine = self._executor.threads.engine
+        engine = self._threads.engine
         can_skip = not engine.has_server or engine.skips_locked
         return method in queries.READ_EACH or can_skip
 
@@ -672,12 +660,12 @@ class DjangoDb(KeyIssuer, Db):
 
         All of them must if somebody watches each call; a touch if its row is locked, or is not there.
         """
-        if self._executor.threads.slot().is_watched():
+        if self._slot().is_watched():
             return {}
         wanted = json.dumps(identifiers("Id", ids))
         if method in queries.READ_EACH:
             key, record, query = queries.READ_EACH[method]
-            rows: list[Any] = self._executor.all(record, query, ids=wanted)
+            rows: list[Any] = self._all(record, query, ids=wanted)
             # An id without a row has the answer None.
             found: dict[str, Any] = dict.fromkeys(ids)
             for row in rows:
@@ -688,7 +676,7 @@ class DjangoDb(KeyIssuer, Db):
         return dict.fromkeys(touched, True)
 
     def _rest(self) -> None:
-        self._executor.threads.rest()
+        self._threads.rest()
 
 
 _OWN_METHODS = dict(vars(DjangoDb))

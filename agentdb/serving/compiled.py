@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Count, DateTimeField, DurationField, Model
+from django.db.models import Count, DateTimeField, DurationField, Model, Q
 from django.db.models.constants import OnConflict
 from django.db.models.sql import DeleteQuery, InsertQuery, UpdateQuery
 from django.db.models.sql.compiler import SQLCompiler
@@ -68,7 +68,6 @@ class Statement:
     has_text_instants: bool
     # Changes at most this many rows; the statement is repeated until it changes fewer.
     batch: int | None = None
-    row: tuple[Slot, ...] = ()  # that is inserted
 
     def __post_init__(self) -> None:
         # A server has its own clock.
@@ -90,12 +89,6 @@ class Statement:
             for name, constant, convert in self.slots
         ]
 
-    def given(self, values: Mapping[str, Any]) -> list[Any]:
-        """Return the inserted row from the caller's own values."""
-        return [
-            constant if name is None else values[name] for name, constant, _ in self.row
-        ]
-
     def convert(self, row: Row) -> list[Any]:
         """Return SQLite's row with aware ``datetime`` values.
 
@@ -105,12 +98,6 @@ class Statement:
         for index in self.instants:
             values[index] = _instant_from_sqlite(values[index])
         return values
-
-
-class Query(Protocol):
-    """Something that compiles to one statement."""
-
-    def compile(self, scope: Scope) -> Statement: ...
 
 
 @dataclass(eq=False)
@@ -203,23 +190,39 @@ class Delete(_Built):
 
 @dataclass(eq=False)
 class Insert:
-    """Insert a row: these values, the current time in the other columns with an instant, and named texts in the rest.
+    """Insert a row: the current time in the columns with an instant, and a value of its name in each other.
 
     A row whose key is taken is skipped; with ``unique``, the columns of a key, the row that has the key gets the new
     values of the columns ``replace`` instead, and counts ``count_up`` up by one.
     """
 
     model: type[Model]
-    values: Mapping[str, object]
     unique: tuple[str, ...] = ()
     replace: tuple[str, ...] = ()
     count_up: str = ""
 
+    def __post_init__(self) -> None:
+        fields = self.model._meta.concrete_fields
+        self.times = [field.attname for field in fields if _is_instant(field)]
+        self._keys = [field.attname for field in fields if field.unique]
+        has_one = Q(*((key, text(key)) for key in self._keys), _connector=Q.OR)
+        # How many rows have one of its keys, whosever they are.
+        self.taken = SelectCount(
+            lambda scope: self.model._default_manager.filter(has_one)
+        )
+
+    def row(self) -> dict[str, object]:
+        """Return what is inserted into each column."""
+        return {
+            field.attname: ServerNow()
+            if field.attname in self.times
+            else Parameter(field.attname, field)
+            for field in self.model._meta.concrete_fields
+        }
+
     def compile(self, scope: Scope) -> Statement:
-        """Return the statement, and in its ``row`` what it inserts, for a caller that knows all values itself."""
         meta, connection = self.model._meta, scope.connection
         fields = list(meta.concrete_fields)
-        row = {field.attname: self._value(field) for field in fields}
         query = InsertQuery(
             self.model,
             on_conflict=OnConflict.UPDATE if self.unique else None,
@@ -227,38 +230,25 @@ class Insert:
             unique_fields=[meta.get_field(name) for name in self.unique],
         )
         # Raw, because the preparation for save() would replace a parameter.
-        query.insert_values(fields, [self.model(**row)], raw=True)
+        query.insert_values(fields, [self.model(**self.row())], raw=True)
         compiler = query.get_compiler(connection=connection)
         # Django returns a list, as some inserts of several rows need a statement for each.
         [(sql, params)] = compiler.as_sql()
-        returned = fields
+        returned: list[Any] = fields
         if self.unique:
             column = connection.ops.quote_name(self.count_up)
             # Django's update_conflicts cannot say this.
             sql = f"{sql}, {column} = {meta.db_table}.{column} + 1"
         else:
-            sql += _skipping_taken(fields)
-            # Only a server's time is not known here, and one column says it for all.
-            times = [field for field in fields if _is_instant(field)]
-            returned = [] if scope.vendor == "sqlite" else times[:1]
-        statement = _statement(compiler, sql, params, returned)
-        slots = [_slot(value, has_server=True) for value in row.values()]
-        return replace(statement, row=tuple(slots))
-
-    def _value(self, field: Any) -> object:
-        """Return what the row has in the column."""
-        if field.attname in self.values:
-            return self.values[field.attname]
-        return ServerNow() if _is_instant(field) else text(field.attname)
-
-
-def _skipping_taken(fields: list[Any]) -> str:
-    """Return the clause that skips a row whose key is taken."""
-    # Not Django's ignore_conflicts, which on SQLite ignores more than a taken key.
-    keys = [field.column for field in fields if field.unique]
-    # A single key is named: a unique index of an operator's own then raises an error that names the index.
-    target = f"({keys[0]}) " if len(keys) == 1 else ""
-    return f" ON CONFLICT {target}DO NOTHING"
+            # Not Django's ignore_conflicts, which on SQLite ignores more than a taken key. A single key is named: a
+            # unique index of an operator's own then raises an error that names the index.
+            target = f"({self._keys[0]}) " if len(self._keys) == 1 else ""
+            sql += f" ON CONFLICT {target}DO NOTHING"
+            # Only a server's time is not known to the caller, and one column says it for all.
+            returned = []
+            if scope.vendor != "sqlite":
+                returned = [meta.get_field(self.times[0])]
+        return _statement(compiler, sql, params, returned)
 
 
 @dataclass(eq=False)
@@ -281,6 +271,9 @@ class Together:
             sql=f"WITH earlier AS ({first.sql} RETURNING 1) {last.sql}",
             slots=(*first.slots, *last.slots),
         )
+
+
+Query: TypeAlias = _Built | Insert | Together  # what compiles to one statement
 
 
 def _statement(
@@ -334,9 +327,7 @@ def _is_instant(field: Any) -> bool:
 
 
 def _slot(value: Any, *, has_server: bool) -> Slot:
-    """Return what a statement has in the place of one of Django's parameters, or of a value of a row."""
-    if isinstance(value, ServerNow):
-        value = value.given
+    """Return what a statement has in the place of one of Django's parameters."""
     if not isinstance(value, Parameter):
         return None, value, None
     convert = None

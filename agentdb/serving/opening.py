@@ -30,7 +30,6 @@ from agentdb.serving import host, own_apps
 from agentdb.serving.adapter import DjangoDb
 from agentdb.serving.aio import DEFAULT_MAX_WORKERS, AsyncDb
 from agentdb.serving.connections.threads import Threads
-from agentdb.serving.executor import Executor
 from agentdb.serving.forking import forking
 from agentdb.sqlite_files import encoding_concern, left_log_concern
 
@@ -71,15 +70,15 @@ def connect(
     names = own_apps.app_names(apps)
     alias, owned = _alias(url, names)
 
-    executor = Executor(Threads(alias, owned=owned))
+    threads = Threads(alias, owned=owned)
     try:
         _check_file(connections[alias], create=migrate)
-        _wait(executor, timeout_seconds)
-        _bring_up_to_date(executor, migrate)
+        _wait(threads, timeout_seconds)
+        _bring_up_to_date(threads, migrate)
     except BaseException:
-        executor.close()
+        threads.close()
         raise
-    return DjangoDb(alias, key_secret=key_secret, _executor=executor)
+    return DjangoDb(alias, key_secret=key_secret, _threads=threads)
 
 
 def connect_async(
@@ -131,10 +130,10 @@ def open_alias(alias: str) -> DjangoDb:
     Raises ``SchemaOutOfDateError`` if migrations are missing, and creates no file.
     """
     _check_file(connections[alias], create=False)
-    executor = Executor(Threads(alias))
-    executor.threads.ensure_connected()
-    _bring_up_to_date(executor, migrate=False)
-    return DjangoDb(alias, _executor=executor)
+    threads = Threads(alias)
+    threads.ensure_connected()
+    _bring_up_to_date(threads, migrate=False)
+    return DjangoDb(alias, _threads=threads)
 
 
 def configure(url: str | None = None) -> str:
@@ -238,31 +237,31 @@ def _check_file(connection: BaseDatabaseWrapper, *, create: bool) -> None:
         raise DatabaseUnavailableError(concern)
 
 
-def _wait(executor: Executor, timeout_seconds: float) -> None:
+def _wait(threads: Threads, timeout_seconds: float) -> None:
     """Open this thread's connection; if a server is not up yet, retry for ``seconds``."""
     deadline, delay = time.monotonic() + timeout_seconds, _FIRST_DELAY_SECONDS
     while True:
         try:
-            return executor.threads.ensure_connected(
+            return threads.ensure_connected(
                 max(_SHORTEST_ATTEMPT_SECONDS, deadline - time.monotonic())
             )
         except DatabaseUnavailableError as error:
             left = deadline - time.monotonic()
-            if left <= 0 or is_final(error) or not executor.threads.engine.has_server:
+            if left <= 0 or is_final(error) or not threads.engine.has_server:
                 raise
             time.sleep(min(delay, left))
             delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
 
 
-def _bring_up_to_date(executor: Executor, migrate: bool) -> None:
+def _bring_up_to_date(threads: Threads, migrate: bool) -> None:
     """Raise the problem with the schema; if ``migrate`` and migrations are missing, first apply them."""
-    slot = executor.threads.slot()
-    place = executor.describe()
+    slot = threads.slot()
+    place = threads.engine.describe()
     with slot.operation():
         problem = own_apps.schema_problem(slot.wrapper, place)
         if isinstance(problem, SchemaOutOfDateError) and migrate:
             try:
-                own_apps.migrate(executor.threads.alias)
+                own_apps.migrate(threads.alias)
             except CommandError as error:
                 raise SchemaMismatchError(str(error)) from error
             problem = own_apps.schema_problem(slot.wrapper, place)

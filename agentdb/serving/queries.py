@@ -21,7 +21,6 @@ from django.db.models.lookups import Exact
 from agentdb.expressions import (
     CodePointOrder,
     IsRow,
-    IsUnchanged,
     Locked,
     LockedInOrder,
     OneOfRows,
@@ -63,6 +62,8 @@ class Table(NamedTuple):
     state: str
 
 
+_COLD = SandboxState.COLD.value
+
 SESSIONS = Table(Session, "last_active_at", "status")
 SANDBOXES = Table(Sandbox, "last_used_at", "state")
 
@@ -87,6 +88,18 @@ def _not_before(column: str) -> Greatest:
     return Greatest(F(column), ServerNow())
 
 
+def _update(table: Table, column: str, *conditions: Any, returning: str = "") -> Update:
+    """Return the update of one column of the row ``id`` if it meets the conditions; a session's is a sign of life."""
+    values: dict[str, object] = {column: text(column)}
+    if table is SESSIONS:
+        values[table.time] = _not_before(table.time)
+    return Update(
+        lambda scope: _by_id(table.model, scope).filter(*conditions),
+        values,
+        returning=returning,
+    )
+
+
 def _in_order(scope: Scope, rows: Any) -> Any:
     """Match the rows, for an update or delete of many; PostgreSQL locks them in the order of their ids.
 
@@ -100,33 +113,28 @@ def _in_order(scope: Scope, rows: Any) -> Any:
 
 
 class Touch(NamedTuple):
-    """The queries of a touch: find the rows that are due, update them, and update them without waiting for the disk."""
+    """The queries of a touch: ask whether rows are due, and update them."""
 
-    is_due: Select  # for each row that exists, its id and 0 or 1
+    is_due: Select  # for each row that exists, its id, and 1 if it is older than ``interval``, a ``timedelta``
     update: Update  # for many rows, returns the ids that it writes
-    unsynced: Update
 
 
 @cache
 def touch(
     table: Table,
     *,
-    has_interval: bool = False,
     many: bool = False,
     of_runner: bool = False,
     skip_locked: bool = False,
+    unsynced: bool = False,
 ) -> Touch:
     """Return the queries for the time of the last sign of life or use.
 
-    With ``has_interval`` it is rewritten only when it is older than ``interval``, a ``timedelta``. For the row ``id``,
-    or with ``many`` those in the JSON array ``ids``; with ``of_runner`` only those on ``runner_id``. With
-    ``skip_locked`` PostgreSQL leaves out rows that other transactions have locked, so the statement waits for none of
-    them.
+    For the row ``id``, or with ``many`` those in the JSON array ``ids``; with ``of_runner`` only those on
+    ``runner_id``. With ``skip_locked`` PostgreSQL leaves out rows that other transactions have locked, so the statement
+    waits for none of them; with ``unsynced`` it does not wait for the disk.
     """
     model, column, _ = table
-    is_due = Q()
-    if has_interval:
-        is_due = Q(**{f"{column}__lt": ServerAgo("interval")})
 
     def rows(scope: Scope) -> Any:
         found = _each(model, "id", scope) if many else _by_id(model, scope)
@@ -134,8 +142,11 @@ def touch(
             found = found.filter(runner_id=text("runner_id"))
         return found
 
-    def due(scope: Scope) -> Any:
-        found = rows(scope).filter(is_due)
+    def touched(scope: Scope) -> Any:
+        found = rows(scope)
+        if unsynced:
+            # Always true, and switches the sync off.
+            found = found.filter(Exact(UnsyncedCommit(), "off"))
         if not many:
             return found
         if not skip_locked or scope.vendor != "postgresql":
@@ -144,18 +155,14 @@ def touch(
         free = Locked(found.values("id"))
         return scope.rows(model).filter(OneOfRows("id", free))
 
-    # A condition that is always true, and switches the sync off.
-    no_sync = Exact(UnsyncedCommit(), "off")
-    values = {column: _not_before(column)}
-    returning = "id" if many else ""
+    is_due = When(Q(**{f"{column}__lt": ServerAgo("interval")}), then=1)
     return Touch(
-        Select(
-            lambda scope: rows(scope).values_list(
-                "id", Case(When(is_due, then=1), default=0)
-            )
+        Select(lambda scope: rows(scope).values_list("id", Case(is_due, default=0))),
+        Update(
+            touched,
+            {column: _not_before(column)},
+            returning="id" if many else "",
         ),
-        Update(due, values, returning=returning),
-        Update(lambda scope: due(scope).filter(no_sync), values, returning=returning),
     )
 
 
@@ -164,7 +171,6 @@ def touch(
 # The id and created_at are the first row's: an update of an agent keeps them.
 UPSERT_AGENT = Insert(
     Agent,
-    {"version": 1},
     unique=("tenant_id", "name"),
     replace=("path", "updated_at"),
     count_up="version",
@@ -184,46 +190,15 @@ DELETE_AGENT_AND_SESSIONS = Together(
 
 # -- sessions
 
-INSERT_SESSION = Insert(
-    Session,
-    {"status": SessionStatus.STARTING.value, "runner_id": None},
-)
+INSERT_SESSION = Insert(Session)
 GET_SESSION = Select(_session)
-
-
-def _sign_of_life(column: str) -> dict[str, object]:
-    """Return the new value of one column of a session, whose update is also a sign of life."""
-    return {
-        column: text(column),
-        "last_active_at": _not_before("last_active_at"),
-    }
-
-
-UPDATE_SESSION_STATUS = Update(
-    _session,
-    _sign_of_life("status"),
-)
-UPDATE_SESSION_STATUS_IF = Update(
-    lambda scope: _session(scope).filter(OneOfTexts("status", "only_if")),
-    _sign_of_life("status"),
-)
-UPDATE_SESSION_SANDBOX = Update(
-    _session,
-    _sign_of_life("sandbox_id"),
-)
-UPDATE_SESSION_RUNNER = Update(
-    _session,
-    _sign_of_life("runner_id"),
-)
-UPDATE_SESSION_RUNNER_IF = Update(
-    lambda scope: _session(scope).filter(runner_id=text("only_if")),
-    _sign_of_life("runner_id"),
-)
+UPDATE_SESSION_STATUS = _update(SESSIONS, "status")
+UPDATE_SESSION_STATUS_IF = _update(SESSIONS, "status", OneOfTexts("status", "only_if"))
+UPDATE_SESSION_SANDBOX = _update(SESSIONS, "sandbox_id")
+UPDATE_SESSION_RUNNER = _update(SESSIONS, "runner_id")
+UPDATE_SESSION_RUNNER_IF = _update(SESSIONS, "runner_id", Q(runner_id=text("only_if")))
 # SQL's NULL equals nothing, so this is a query of its own.
-UPDATE_SESSION_RUNNER_IF_NONE = Update(
-    lambda scope: _session(scope).filter(runner_id=None),
-    _sign_of_life("runner_id"),
-)
+UPDATE_SESSION_RUNNER_IF_NONE = _update(SESSIONS, "runner_id", Q(runner_id=None))
 DELETE_SESSION = Delete(_session)
 
 
@@ -243,11 +218,8 @@ def _claim(condition: Q) -> Update:
     rechecks them on the new version of the row, and finds that claim's runner. A subquery would still read the old
     version, and both claims would succeed.
     """
-    return Update(
-        lambda scope: _session(scope).filter(condition).exclude(status__in=FINISHED),
-        _sign_of_life("runner_id"),
-        returning="*",
-    )
+    is_finished = Q(status__in=FINISHED)
+    return _update(SESSIONS, "runner_id", condition, ~is_finished, returning="*")
 
 
 CLAIM_SESSION = _claim(_CLAIMABLE)
@@ -382,8 +354,8 @@ PRUNE_SANDBOXES = Delete(
         scope,
         scope.rows(Sandbox).filter(
             OneOfTexts("session_id", "session_ids"),
-            state__gte=SandboxState.COLD.value,
-            state__lte=SandboxState.COLD.value,
+            state__gte=_COLD,
+            state__lte=_COLD,
         ),
     )
 )
@@ -402,20 +374,11 @@ def delete_rows_of_sessions(table: str) -> Delete:
 
 # -- sandboxes
 
-INSERT_SANDBOX = Insert(Sandbox, {"state": SandboxState.WARMING.value})
+INSERT_SANDBOX = Insert(Sandbox)
 GET_SANDBOX = Select(_sandbox)
-UPDATE_SANDBOX_STATE = Update(
-    _sandbox,
-    {"state": text("state")},
-)
-UPDATE_SANDBOX_STATE_IF = Update(
-    lambda scope: _sandbox(scope).filter(OneOfTexts("state", "only_if")),
-    {"state": text("state")},
-)
-UPDATE_SANDBOX_SESSION = Update(
-    _sandbox,
-    {"session_id": text("session_id")},
-)
+UPDATE_SANDBOX_STATE = _update(SANDBOXES, "state")
+UPDATE_SANDBOX_STATE_IF = _update(SANDBOXES, "state", OneOfTexts("state", "only_if"))
+UPDATE_SANDBOX_SESSION = _update(SANDBOXES, "session_id")
 
 
 def _on_runner(scope: Scope) -> Any:
@@ -463,19 +426,20 @@ def _free(scope: Scope, state: SandboxState, rows: Any) -> Any:
 
     PostgreSQL rechecks the conditions after it has waited for a row that another transaction changed. The subquery
     still reads the values from the start of the statement, so a sandbox touched meanwhile no longer equals them, and
-    the next one is tried.
+    the next one is tried. CockroachDB's statements are serializable, and SQLite has one writer at a time.
     """
-    same_row = Sandbox.objects.filter(id=OuterRef("id"))
-    as_it_was = Subquery(same_row.values("last_used_at"))
-    unchanged = rows.filter(IsUnchanged(F("last_used_at"), as_it_was))
-    in_order = unchanged.least_recently_used_first()
+    if scope.vendor == "postgresql":
+        same_row = Sandbox.objects.filter(id=OuterRef("id"))
+        as_it_was = Subquery(same_row.values("last_used_at"))
+        rows = rows.filter(Exact(F("last_used_at"), as_it_was))
+    in_order = rows.least_recently_used_first()
     first = Locked(in_order.values("id")[:1])
     # Repeats the state but no other condition: with those PostgreSQL reads a range of an index instead of one row by
     # its key.
     return scope.rows(Sandbox).in_state(state).filter(IsRow(F("id"), first))
 
 
-_TO_COLD = {"state": SandboxState.COLD.value}
+_TO_COLD = {"state": _COLD}
 
 
 def _claim_eviction(state: SandboxState) -> Update | Delete:
@@ -519,16 +483,14 @@ MARK_ALL_SANDBOXES_COLD = Update(
     lambda scope: _in_order(
         scope,
         scope.rows(Sandbox).filter(
-            Q(state__lt=SandboxState.COLD.value) | Q(state__gt=SandboxState.COLD.value),
+            Q(state__lt=_COLD) | Q(state__gt=_COLD),
         ),
     ),
     _TO_COLD,
     bulk=True,
 )
 MARK_SANDBOXES_COLD_BY_RUNNER = Update(
-    lambda scope: _in_order(
-        scope, _on_runner(scope).exclude(state=SandboxState.COLD.value)
-    ),
+    lambda scope: _in_order(scope, _on_runner(scope).exclude(state=_COLD)),
     _TO_COLD,
     bulk=True,
 )
@@ -564,6 +526,6 @@ READ_EACH: dict[str, tuple[str, type, Select]] = {
 TOUCH_EACH = {"touch_session": SESSIONS, "touch_sandbox": SANDBOXES}
 # The methods of which several calls, each with one id, can be one statement.
 DO_EACH = (*READ_EACH, *TOUCH_EACH)
-INSERT_API_KEY = Insert(ApiKey, {})
+INSERT_API_KEY = Insert(ApiKey)
 LIST_API_KEYS = Select(lambda scope: scope.tenant(ApiKey).newest_first())
 DELETE_API_KEY = Delete(_api_key)

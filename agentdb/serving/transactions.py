@@ -99,8 +99,8 @@ def block_of(slot: Slot) -> Block | None:
 
 
 class Transaction(Block, InOneThread):
-    """A transaction of one slot. ``begin``, ``commit`` and ``undo`` are separate calls from one thread. After
-    ``commit`` or ``undo`` the transaction has ended, whatever they raise.
+    """A transaction of one slot. ``begin``, ``commit`` and ``undo`` are separate calls from one thread. Whatever
+    ``begin``, ``commit`` or a call between them raises, the driver's error too, ``undo`` ends the transaction.
 
     While it is open, it is the outermost block in Django's wrapper, so Django's own queries are part of it.
     ``Savepoint`` has the same methods.
@@ -120,33 +120,27 @@ class Transaction(Block, InOneThread):
         """Whether a conflict rolled it back, so that a retry may succeed."""
         return self.fault in REFUSED
 
-    def begin(self) -> None:
-        """Begin; if this raises, nothing is open."""
-        try:
-            # The turn comes before BEGIN: SQLite's own waiting polls, in no order, and can starve a writer.
-            self._turn = self._slot.engine.take_turn()
-            began = time.monotonic()
-            try:
-                self._begin()
-            except self._slot.engine.errors as error:
-                fault = self._slot.fault(driver_error(error), writing=False)
-                if fault is not Fault.LOST:
-                    raise
-                # A pooler or a server that restarted may have dropped it after the check for a readable socket. BEGIN
-                # alone has changed nothing, so it may be repeated; what remains of call_timeout limits the second
-                # attempt.
-                self._slot.discard()  # the connection had died unnoticed; nothing was done on it
-                self._begin(self._slot.engine.rest_of_call(began))
-        except BaseException as error:
-            try:
-                self._end_badly(error, committing=False)
-            finally:
-                self._let_others_write()
-            raise
+    @property
+    def block(self) -> Block:
+        return self
 
-    def _begin(self, limit: float | None = None) -> None:
+    def begin(self) -> None:
+        # The turn comes before BEGIN: SQLite's own waiting polls, in no order, and can starve a writer.
+        slot = self._slot
+        self._turn = slot.engine.take_turn()
+        began = time.monotonic()
+        try:
+            slot.ready().begin()
+        except slot.engine.errors as error:
+            if slot.fault(driver_error(error), writing=False) is not Fault.LOST:
+                raise
+            # A pooler or a server that restarted may have dropped it after the check for a readable socket. BEGIN
+            # alone has changed nothing, so it may be repeated; what remains of call_timeout limits the second
+            # attempt.
+            slot.discard()
+            limit = slot.engine.rest_of_call(began)
+            slot.ready(limit).begin()
         wrapper = self._wrapper
-        self._slot.ready(limit).begin()
         # After BEGIN has succeeded, and in_atomic_block last: block_of() looks at that first, so an exception from a
         # signal handler in between leaves an open transaction of the driver, which ready() finds and resets.
         wrapper.commit_on_exit, wrapper.needs_rollback = True, False
@@ -160,22 +154,11 @@ class Transaction(Block, InOneThread):
         return super().check()
 
     def commit(self) -> None:
-        """Commit, or roll back and raise: then nothing is stored, unless it is an ``OutcomeUnknownError``."""
-        try:
-            self.check_use()
-            self.connection_to_commit(self._slot).commit()
-        except BaseException as error:
-            # A driver's error may mean that it is stored: it becomes an OutcomeUnknownError, unless the server says no.
-            self._end_badly(error, committing=True)
-            raise
-        # The turn ends before anything else of ours can fail, or all writers of the file would wait for this one.
-        finally:
-            self._let_others_write()
-            self.is_over = True
+        """Commit; the driver's error may mean that it is stored."""
+        self.check_use()
+        self.connection_to_commit(self._slot).commit()
+        self._end()
         self._slot.leave_block()
-        # What is left of Django's atomic(): transaction.on_commit() of the host's own code inside the function.
-        if self._wrapper.run_on_commit:
-            self._wrapper.run_and_clear_commit_hooks()  # the host's
 
     def undo(self, error: BaseException) -> None:
         """Roll back after an error; does nothing if the transaction has ended."""
@@ -183,21 +166,13 @@ class Transaction(Block, InOneThread):
             if not self.is_over:
                 self._roll_back()
         finally:
-            self._let_others_write()
-            self.is_over = True
+            self._end()
 
-    def _let_others_write(self) -> None:
+    def _end(self) -> None:
+        # Before anything else of ours can fail, or all writers of the file would wait for this one.
         if self._turn is not None:
             self._turn.end()
-
-    def _end_badly(self, error: BaseException, *, committing: bool) -> None:
-        """Roll back, and raise the driver's error as an ``AgentDbError``."""
-        failure = None
-        if isinstance(error, self._slot.engine.errors):
-            failure = self.fail_by(self._slot, error, writing=committing)
-        self._roll_back()
-        if failure is not None:
-            raise failure from driver_error(error)
+        self.is_over = True
 
     def _roll_back(self) -> None:
         """Roll back. If an asynchronous exception interrupts this, ``ready`` finds and resets the connection."""
@@ -226,7 +201,7 @@ class Savepoint(InOneThread):
     def __init__(self, slot: Slot, block: Block) -> None:
         super().__init__()
         self._slot = slot
-        self._block = block
+        self.block = block
         self._atomic = transaction.atomic(using=slot.wrapper.alias)
         self.is_over = True  # until it has begun
 
@@ -246,30 +221,24 @@ class Savepoint(InOneThread):
 
     def check(self) -> Block:
         self.check_use()
-        return self._block.check()
+        return self.block.check()
 
     def commit(self) -> None:
-        try:
-            self.check_use()
-            self._block.connection_to_commit(self._slot)
-        except BaseException as error:
-            self.undo(error)
-            raise
-        try:
-            with self._whole():
-                self._atomic.__exit__(None, None, None)
-        finally:
-            self.is_over = True
+        self.check_use()
+        self.block.connection_to_commit(self._slot)
+        self._leave(None)
 
     def undo(self, error: BaseException) -> None:
-        if self.is_over:
-            return
+        if not self.is_over:
+            self._leave(error)
+            self.block.clear_failure()
+
+    def _leave(self, error: BaseException | None) -> None:
         try:
             with self._whole():
-                self._atomic.__exit__(type(error), error, error.__traceback__)
+                self._atomic.__exit__(type(error) if error else None, error, None)
         finally:
             self.is_over = True
-        self._block.clear_failure()
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -282,7 +251,7 @@ class Savepoint(InOneThread):
             # Nobody knows whether the savepoint exists, so no rollback to it can be trusted.
             slot.wrapper.needs_rollback = slot.wrapper.in_atomic_block
             if isinstance(error, slot.engine.errors):
-                raise self._block.fail_by(slot, error) from driver_error(error)
+                raise self.block.fail_by(slot, error) from driver_error(error)
             raise
 
 

@@ -89,10 +89,7 @@ def test_a_table_that_only_libsql_can_read_is_not_damage(
     check, run = both(url)
 
     assert (check.code, run.code, check.err) == (2, 2, run.err)
-    assert (
-        f"has a schema that SQLite {sqlite3.sqlite_version} cannot read: malformed database schema (notes)"
-        in run.err
-    )
+    assert "cannot be used: malformed database schema (notes)" in run.err
 
 
 @pytest.mark.parametrize(

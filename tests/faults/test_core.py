@@ -432,7 +432,7 @@ def test_a_fork_beside_open_transactions_waits_once_for_all(
                 go_on.wait(60)
 
         def begun() -> None:
-            slot = db._executor.threads.slot()
+            slot = db._threads.slot()
             slot.ready()
             vars(slot.wrapper)["transaction_mode"] = None  # BEGIN takes no lock then
             with slot.lock:

@@ -300,8 +300,8 @@ def test_a_log_that_another_process_makes_and_removes_before_a_host_has_read_any
         db = DjangoDb(connection.alias)
         with agentdb.connect(url(path)) as other:
             make_session(other, "s2")
-            db._executor.threads.ensure_connected()
-            db._executor.threads.ensure_connected()
+            db._threads.ensure_connected()
+            db._threads.ensure_connected()
         for _ in range(3):
             assert db.get_session("s2") is not None
 

@@ -256,7 +256,7 @@ def test_a_close_that_is_interrupted_is_finished_by_the_next(url: str) -> None:
         db = agentdb.connect(url)
         cut_off(db.close, randomness.uniform(0.00001, 0.0004))
         db.close()
-        assert db._executor.threads.open_connections() == 0
+        assert db._threads.open_connections() == 0
         with pytest.raises(agentdb.DatabaseClosedError):
             db.list_agents()
 

@@ -46,7 +46,7 @@ def watch(db: DjangoDb) -> list[str]:
         shared=("_queue", "_turn"),
         free=("_tell_first", "is_left", "reset"),
     )
-    db._executor.threads.engine.turns = kind()  # type: ignore[attr-defined]
+    db._threads.engine.turns = kind()  # type: ignore[attr-defined]
     return unlocked
 
 
@@ -87,7 +87,7 @@ class Writers:
         self._lock.execute("BEGIN IMMEDIATE")
 
     def add(self, call: Callable[[], Any]) -> None:
-        queue = self.db._executor.threads.engine.turns._queue  # type: ignore[attr-defined]
+        queue = self.db._threads.engine.turns._queue  # type: ignore[attr-defined]
         number = len(self._threads)
         began = threading.Event()
         self.results.append(None)
@@ -359,7 +359,7 @@ def test_a_leader_that_is_interrupted_before_it_looks_at_a_moved_file_leaves_the
 def test_a_leader_that_is_interrupted_again_as_it_rolls_back_leaves_no_lock(
     db: DjangoDb, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads = db._executor.threads
+    threads = db._threads
     queue: Any = threads.engine.turns  # type: ignore[attr-defined]
     caught: list[type] = []
     has_ended, may_end = threading.Event(), threading.Event()

@@ -13,7 +13,7 @@ from agentdb.serving.connections.postgresql import _limited
 
 def set_call_timeout(db: DjangoDb, seconds: float) -> None:
     """Change the limit for what the calling thread has open, and for every connection from now on."""
-    engine: Any = db._executor.threads.engine
+    engine: Any = db._threads.engine
     engine.call_timeout = seconds
     raw: Any = connections[db.alias].connection
     if raw is not None:

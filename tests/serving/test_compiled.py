@@ -40,7 +40,7 @@ VALUES: dict[str, Any] = {
     "agent_name": "an agent", "sandbox_id": "a sandbox", "session_id": "a session", "runner_id": "a runner",
     "status": "active", "state": "cold", "workspace_dir": "a folder", "key_hash": "a hash", "bare_hash": "another",
     "now": NOW, "created_at": NOW + timedelta(seconds=1), "older_than": NOW + timedelta(seconds=2), "limit": 7,
-    "label": "a label",
+    "label": "a label", "version": 1,
     "ended_before": NOW + timedelta(seconds=3), "session_ids": "[]", "ids": "[]", "only_if": "a condition",
     "value0": "a status", "value1": "another status", "silent_for": timedelta(minutes=1),
 }  # fmt: skip
@@ -72,7 +72,7 @@ def _compiled(db: DjangoDb) -> dict[Query, Statement]:
     db.count_sandboxes()
     db.mark_all_sandboxes_cold()
     db.prune_sessions(instant(), 1)
-    return db._executor._statements
+    return db._statements
 
 
 def test_every_query_of_the_adapter_is_compared_here(sqlite_db: DjangoDb) -> None:
@@ -202,8 +202,7 @@ def _built(alias: str, query: Any) -> Any:
     """Return the querysets that the ORM runs, or the instance that it inserts."""
     if not isinstance(query, Insert):
         return query.build(Scope(connections[alias]))
-    fields = query.model._meta.concrete_fields
-    return query.model(**{field.attname: query._value(field) for field in fields})
+    return query.model(**query.row())
 
 
 def _as_list(built: Any) -> list[Any]:
@@ -317,7 +316,7 @@ def test_instants_go_to_the_database_and_back(db: DjangoDb, url: str) -> None:
     update = insert.compile(Scope(db_alias))
 
     for value in INSTANTS:
-        connection = db._executor.threads.slot().ready()
+        connection = db._threads.slot().ready()
         assert (
             connection.execute(
                 update.sql, update.bind({"id": "s1", "at": value})

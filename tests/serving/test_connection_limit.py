@@ -194,7 +194,7 @@ def test_threads_get_room_in_the_order_in_which_they_came(
         return take(limit, slot, waited)
 
     with agentdb.connect(with_options(url, max_connections=1)) as db:
-        room: Any = db._executor.threads._room
+        room: Any = db._threads._room
 
         def hold(inside: Db) -> None:
             inside.list_agents()
@@ -283,7 +283,7 @@ def fork(inside):
     global child
     inside.list_agents()
     waiting.start()
-    while not db._executor.threads._room.__self__._line:
+    while not db._threads._room.__self__._line:
         time.sleep(0.01)
     child = os.fork()
 waiting = threading.Thread(target=db.list_agents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from django.db import connections, transaction
 import agentdb
 from agentdb import (
     AgentDbError,
+    ApiKeyRecord,
     DatabaseClosedError,
     DatabaseUnavailableError,
     Db,
@@ -23,15 +25,13 @@ from agentdb.expressions import text
 from agentdb.models import Agent, ApiKey
 from agentdb.serving.compiled import Delete, Insert, Select, SelectCount, Update
 from agentdb.serving.connections.threads import Threads
-from agentdb.serving.executor import Executor
 from agentdb.serving.opening import temporary_alias
 from tests.conftest import ENGINE_NAMES
 from tests.helpers.factories import execute, set_column
 
-INSERT = Insert(ApiKey, {"tenant_id": "acme", "key_hash": text("id"), "label": "new"})
+INSERT = Insert(ApiKey)
 PUT = Insert(
     Agent,
-    {"name": text("id"), "path": "/new", "version": 1},
     unique=("tenant_id", "name"),
     replace=("path",),
     count_up="version",
@@ -44,36 +44,56 @@ DELETE = Delete(lambda _: ApiKey.objects.filter(id=text("id")))
 
 
 @pytest.fixture
-def executor(db: DjangoDb) -> Executor:
-    return db._executor
+def executor(db: DjangoDb) -> DjangoDb:
+    return db
 
 
 def columns(*values: Any) -> tuple[Any, ...]:
     return values
 
 
-def insert(executor: Executor, id: str) -> tuple[Any, ...]:
-    return executor.insert(columns, INSERT, "The id {id!r} is taken.", id=id)
+def insert(executor: DjangoDb, id: str) -> tuple[Any, ...]:
+    record = executor._insert(
+        ApiKeyRecord,
+        INSERT,
+        "The id {id!r} is taken.",
+        id=id,
+        tenant_id="acme",
+        key_hash=id,
+        label="new",
+    )
+    return astuple(record)
 
 
 def test_statements_return_what_the_caller_makes_of_their_columns(
-    executor: Executor,
+    executor: DjangoDb,
 ) -> None:
     row = insert(executor, "k1")
 
     assert row[:4] == ("k1", "acme", "k1", "new")
-    assert executor.first(columns, ONE, id="k1") == row
-    assert executor.first(columns, ONE, id="k2") is None
-    assert executor.all(columns, ALL) == [row]
+    assert executor._first(columns, ONE, id="k1") == row
+    assert executor._first(columns, ONE, id="k2") is None
+    assert executor._all(columns, ALL) == [row]
     for version in (1, 2):
-        put = executor.one(columns, PUT, id="a1", tenant_id="acme")
+        put = executor._one(
+            columns,
+            PUT,
+            id="a1",
+            tenant_id="acme",
+            name="a1",
+            path="/new",
+            version=1,
+        )
         assert put[:5] == ("a1", "acme", "a1", version, "/new")
-    assert executor.one(int, HOW_MANY) == 1
-    assert (executor.count(RENAME), executor.count(RENAME)) == (1, 0)
-    assert (executor.count(DELETE, id="k1"), executor.count(DELETE, id="k1")) == (1, 0)
+    assert executor._one(int, HOW_MANY) == 1
+    assert (executor._count(RENAME), executor._count(RENAME)) == (1, 0)
+    assert (executor._count(DELETE, id="k1"), executor._count(DELETE, id="k1")) == (
+        1,
+        0,
+    )
 
 
-def test_a_taken_key_is_told_in_the_callers_words(executor: Executor) -> None:
+def test_a_taken_key_is_told_in_the_callers_words(executor: DjangoDb) -> None:
     insert(executor, "k1")
 
     with pytest.raises(DuplicateKeyError) as raised:
@@ -86,14 +106,14 @@ def test_a_taken_key_is_told_in_the_callers_words(executor: Executor) -> None:
     "engine", ["sqlite"]
 )  # a PostgreSQL column holds nothing but timestamps
 def test_a_value_that_does_not_convert_is_a_mismatch(
-    executor: Executor, url: str
+    executor: DjangoDb, url: str
 ) -> None:
     insert(executor, "k1")
     set_column(url, "api_keys", "k1", created_at="soon")
 
     for read in (
-        lambda: executor.first(columns, ONE, id="k1"),
-        lambda: executor.all(columns, ALL),
+        lambda: executor._first(columns, ONE, id="k1"),
+        lambda: executor._all(columns, ALL),
     ):
         with pytest.raises(
             SchemaMismatchError, match="row 'k1' of api_keys has created_at = 'soon'"
@@ -101,20 +121,20 @@ def test_a_value_that_does_not_convert_is_a_mismatch(
             read()
 
 
-def test_a_transaction_is_whole(executor: Executor, url: str, engine: str) -> None:
-    def work(_: Executor) -> str:
+def test_a_transaction_is_whole(executor: DjangoDb, url: str, engine: str) -> None:
+    def work(_: DjangoDb) -> str:
         insert(executor, "k1")
         if engine != "cockroachdb":  # where it would wait for this transaction
             assert execute(url, "SELECT count(*) FROM api_keys") == [(0,)]
         return "done"
 
-    def fail(_: Executor) -> None:
+    def fail(_: DjangoDb) -> None:
         insert(executor, "k2")
         raise ZeroDivisionError
 
-    assert executor.transaction(work) == "done"
+    assert executor._transaction(work) == "done"
     with pytest.raises(ZeroDivisionError):
-        executor.transaction(fail)
+        executor._transaction(fail)
 
     assert execute(url, "SELECT id FROM api_keys") == [("k1",)]
 
@@ -125,110 +145,110 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize("inner", [False, True], ids=["outermost", "inner"])
 def test_an_exception_from_nowhere_reaches_the_caller_also_where_undoing_fails(
-    executor: Executor, inner: bool
+    executor: DjangoDb, inner: bool
 ) -> None:
-    def lose_the_connection(_: Executor) -> None:
+    def lose_the_connection(_: DjangoDb) -> None:
         insert(executor, "lost")
-        executor.threads.slot().wrapper.connection.close()
+        executor._threads.slot().wrapper.connection.close()
         raise Stop
 
     with pytest.raises(Stop):
-        executor.transaction(
-            (lambda _: executor.transaction(lose_the_connection))
+        executor._transaction(
+            (lambda _: executor._transaction(lose_the_connection))
             if inner
             else lose_the_connection
         )
 
     insert(executor, "kept")
-    assert [row[0] for row in executor.all(columns, ALL)] == ["kept"]
+    assert [row[0] for row in executor._all(columns, ALL)] == ["kept"]
 
 
 def test_a_second_exception_from_nowhere_while_the_first_is_undone_reaches_the_caller(
-    executor: Executor, monkeypatch: pytest.MonkeyPatch
+    executor: DjangoDb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rollback() -> None:
         raise Stop("second")
 
-    def work(_: Executor) -> None:
+    def work(_: DjangoDb) -> None:
         insert(executor, "lost")
         monkeypatch.setattr(
-            executor.threads.slot().open_in_block(), "roll_back", rollback
+            executor._threads.slot().open_in_block(), "roll_back", rollback
         )
         raise Stop("first")
 
     with pytest.raises(
         Stop, match="second"
     ):  # and not what follows from it, as that autocommit cannot be changed now
-        executor.transaction(work)
+        executor._transaction(work)
 
     monkeypatch.undo()
     insert(executor, "kept")
-    assert [row[0] for row in executor.all(columns, ALL)] == ["kept"]
+    assert [row[0] for row in executor._all(columns, ALL)] == ["kept"]
 
 
 @pytest.mark.parametrize(
     "at", ["_savepoint", "_savepoint_rollback", "_savepoint_commit"]
 )
 def test_an_inner_transaction_that_may_not_be_undone_dooms_the_outer_one(
-    executor: Executor, at: str, monkeypatch: pytest.MonkeyPatch
+    executor: DjangoDb, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(sid: str) -> None:
         raise Stop("second")
 
-    def inner(_: Executor) -> None:
+    def inner(_: DjangoDb) -> None:
         insert(executor, "lost")
         if at == "_savepoint_rollback":
             raise Stop("first")
 
-    def outer(_: Executor) -> None:
-        monkeypatch.setattr(executor.threads.slot().wrapper, at, stop)
+    def outer(_: DjangoDb) -> None:
+        monkeypatch.setattr(executor._threads.slot().wrapper, at, stop)
         with pytest.raises(Stop, match="second"):
-            executor.transaction(inner)
+            executor._transaction(inner)
         monkeypatch.undo()
 
     with pytest.raises(
         AgentDbError, match="The transaction failed inside the function"
     ):
-        executor.transaction(outer)
+        executor._transaction(outer)
 
-    assert executor.all(columns, ALL) == []
+    assert executor._all(columns, ALL) == []
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_read_that_loses_its_connection_again_is_not_repeated_again(
-    executor: Executor, caplog: pytest.LogCaptureFixture
+    executor: DjangoDb, caplog: pytest.LogCaptureFixture
 ) -> None:
     insert(executor, "k1")
     ends_its_session = "(SELECT pg_terminate_backend(pg_backend_pid()))"
     query = Select(lambda p: ApiKey.objects.extra(where=[ends_its_session]))
 
     with caplog.at_level("INFO", "agentdb"), pytest.raises(DatabaseUnavailableError):
-        executor.all(columns, query)
+        executor._all(columns, query)
 
     assert len(caplog.records) == 1
     assert insert(executor, "k2")
 
 
 def test_a_failure_dooms_the_transaction_and_not_the_next(
-    executor: Executor, url: str
+    executor: DjangoDb, url: str
 ) -> None:
     execute(url, "ALTER TABLE api_keys RENAME TO hidden")
 
-    def work(_: Executor) -> None:
+    def work(_: DjangoDb) -> None:
         for _attempt in range(2):
             with pytest.raises(SchemaMismatchError):
-                executor.count(RENAME)
+                executor._count(RENAME)
 
     with pytest.raises(SchemaMismatchError):
-        executor.transaction(work)
+        executor._transaction(work)
 
     execute(url, "ALTER TABLE hidden RENAME TO api_keys")
-    executor.transaction(lambda _: insert(executor, "k1"))
-    assert executor.one(int, HOW_MANY) == 1
+    executor._transaction(lambda _: insert(executor, "k1"))
+    assert executor._one(int, HOW_MANY) == 1
 
 
 def test_describe_names_the_place_before_and_after_close(
-    executor: Executor, engine: str
+    executor: DjangoDb, engine: str
 ) -> None:
     place = executor.describe()
     executor.close()
@@ -236,15 +256,15 @@ def test_describe_names_the_place_before_and_after_close(
     assert place.startswith(f"{ENGINE_NAMES[engine]} database ")
     assert executor.describe() == place
     calls: list[Callable[[], object]] = [
-        lambda: executor.count(RENAME),
-        lambda: executor.transaction(lambda _: None),
+        lambda: executor._count(RENAME),
+        lambda: executor._transaction(lambda _: None),
     ]
-    for call in [*calls, executor.threads.ensure_connected]:
+    for call in [*calls, executor._threads.ensure_connected]:
         with pytest.raises(DatabaseClosedError):
             call()
 
 
-def test_an_unknown_alias_is_refused_with_the_known_ones(executor: Executor) -> None:
+def test_an_unknown_alias_is_refused_with_the_known_ones(executor: DjangoDb) -> None:
     with pytest.raises(
         InvalidInputError, match=r"^Unknown database alias 'nowhere'; known are "
     ):
@@ -252,20 +272,20 @@ def test_an_unknown_alias_is_refused_with_the_known_ones(executor: Executor) -> 
 
 
 def test_nothing_but_agentdbs_errors_leaves_the_executor(
-    executor: Executor, url: str
+    executor: DjangoDb, url: str
 ) -> None:
     execute(url, "DROP TABLE api_keys")
 
     calls: list[Callable[[], object]] = [
         lambda: insert(executor, "k1"),
-        lambda: executor.one(int, HOW_MANY),
-        lambda: executor.count(RENAME),
+        lambda: executor._one(int, HOW_MANY),
+        lambda: executor._count(RENAME),
     ]
     for call in calls:
         with pytest.raises(AgentDbError):
             call()
         with pytest.raises(AgentDbError):
-            executor.transaction(lambda _, call=call: call())  # type: ignore[misc]
+            executor._transaction(lambda _, call=call: call())  # type: ignore[misc]
 
 
 def test_a_drivers_words_are_passed_on_without_the_password() -> None:
@@ -286,7 +306,7 @@ def test_inside_a_transaction_nothing_is_asked_before_a_call(
     url = make_postgres_database(template=_migrated_postgres)
     with agentdb.connect(url) as db, transaction.atomic(using=db.alias):
         db.list_agents()
-        connection: Any = db._executor.threads.slot().open_in_block()
+        connection: Any = db._threads.slot().open_in_block()
         usual, connection._is_readable = connection._is_readable, refuse
         assert db.list_agents() == []
         connection._is_readable = usual
@@ -324,7 +344,7 @@ def test_after_a_connection_is_lost_in_a_transaction_each_call_says_what_was_sai
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()",
             )
         else:
-            db._executor.threads.slot().discard()
+            db._threads.slot().discard()
         with pytest.raises(AgentDbError) as first:
             db.list_agents()
         with pytest.raises(AgentDbError) as second:

@@ -372,9 +372,7 @@ def test_a_folder_or_file_that_may_not_be_written_is_named(
         ),
         (
             "malformed database schema (v)",
-            f"The database file 'x.db' has a schema that SQLite {sqlite3.sqlite_version} cannot read: malformed "
-            "database schema (v). Another program, such as libSQL, may have made it: open it with that, and drop what "
-            "is named.",
+            "The database file 'x.db' cannot be used: malformed database schema (v).",
         ),
         (
             "database or disk is full",

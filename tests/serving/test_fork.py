@@ -421,7 +421,7 @@ def fork_under_way() -> Iterator[None]:
 def test_a_fork_closes_idle_connections_to_files_alone_and_gives_back_their_locks(
     db: DjangoDb, engine: str
 ) -> None:
-    threads = db._executor.threads
+    threads = db._threads
     with ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as new:
         make_session(db, "s1")
         other.submit(db.list_agents).result(60)
@@ -456,7 +456,7 @@ def test_a_fork_waits_for_what_runs_and_leaves_alone_what_does_not_end(
         assert end.wait(60)
 
     def run_a_statement() -> None:
-        slot = db._executor.threads.slot()
+        slot = db._threads.slot()
         with slot.lock:
             begun.set()
             assert end.wait(60)
@@ -469,7 +469,7 @@ def test_a_fork_waits_for_what_runs_and_leaves_alone_what_does_not_end(
             running = other.submit(work)
             assert begun.wait(60)
             with fork_under_way():
-                [busy] = [slot for slot in db._executor.threads.slots() if slot.is_open]
+                [busy] = [slot for slot in db._threads.slots() if slot.is_open]
                 assert busy not in forking._held
             end.set()
             running.result(60)
@@ -482,7 +482,7 @@ def test_busy_threads_wait_until_a_fork_is_over(db: DjangoDb, engine: str) -> No
     begun, fork_is_over = threading.Event(), threading.Event()
 
     def call_again_and_again() -> None:
-        with db._executor.threads.slot().lock:
+        with db._threads.slot().lock:
             begun.set()
             while not forking.under_way:
                 pass
@@ -518,7 +518,7 @@ def test_a_fork_inside_a_transaction_does_not_wait_for_writers_that_wait_for_it(
 
     def fork(tx: Db) -> Future[bool]:
         waiting = other.submit(db.touch_session, "s1")
-        while not any(map(is_busy, db._executor.threads.slots())):
+        while not any(map(is_busy, db._threads.slots())):
             assert not waiting.done()
         with fork_under_way():
             tx.insert_session("s2", "a", "sb")
@@ -553,7 +553,7 @@ def test_a_fork_closes_a_hosts_connection_of_its_own_thread_alone(
 def test_a_fork_leaves_a_hosts_database_in_memory_to_parent_and_child() -> None:
     with temporary_alias("sqlite://:memory:") as alias, ThreadPoolExecutor(1) as other:
         db = DjangoDb(alias)
-        threads = db._executor.threads
+        threads = db._threads
         threads.ensure_connected()
         other.submit(threads.ensure_connected).result(60)
         raw = [slot.wrapper.connection for slot in threads.slots()]

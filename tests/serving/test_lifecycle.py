@@ -567,7 +567,7 @@ def test_a_server_that_sends_a_message_and_then_nothing_is_waited_for_once(
     with connections[db.alias].cursor() as cursor:
         cursor.execute("LISTEN news")
     execute(postgres_url_migrated, "NOTIFY news")
-    connection: Any = db._executor.threads.slot()._connection
+    connection: Any = db._threads.slot()._connection
     _wait_until(connection._is_readable)
     middle.silent.set()
 

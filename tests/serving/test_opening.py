@@ -6,8 +6,6 @@ import os
 import shutil
 import socket
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -981,34 +979,3 @@ def test_a_host_transaction_is_not_broken_by_a_missing_migrations_table(
         with connections[alias].cursor() as cursor:
             cursor.execute("SELECT 1")
             assert cursor.fetchone() == (1,)
-
-
-def test_a_process_that_has_too_many_files_open_is_told_so(tmp_path: Path):
-    program = f"""
-import agentdb, resource, threading
-db = agentdb.connect("sqlite:///{tmp_path}/x.db", migrate=True)
-db.list_agents()
-resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
-done, said = threading.Event(), []
-def read():
-    try:
-        db.list_agents()
-    except agentdb.DatabaseUnavailableError as error:
-        said.append(str(error))
-        done.set()
-    done.wait()
-threads = [threading.Thread(target=read) for _ in range(20)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-print(*said, sep="\\n")  # and not in the threads, which write into each other's lines
-db.list_agents()
-"""
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=180
-    )
-    assert ended.stdout.splitlines()[0] == (
-        f"SQLite database '{tmp_path}/x.db' is unavailable: unable to open database file: too many open files."
-    )
-    assert ended.returncode == 0, ended.stderr

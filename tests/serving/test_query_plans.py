@@ -133,7 +133,7 @@ def _read_each(db: DjangoDb, method: str, prefix: str) -> None:
 
     _, record, query = queries.READ_EACH[method]
     ids = json.dumps([f"{prefix}{number}" for number in range(100)])
-    db._executor.all(record, query, ids=ids)
+    db._all(record, query, ids=ids)
 
 
 def _touch_together(db: DjangoDb) -> None:
@@ -142,7 +142,7 @@ def _touch_together(db: DjangoDb) -> None:
 
     touch = queries.touch(queries.SESSIONS, many=True, skip_locked=True)
     ids = json.dumps([f"s{number}" for number in range(100)])
-    db._executor.all(str, touch.update, ids=ids)
+    db._all(str, touch.update, ids=ids)
 
 
 POINT, FEW, SORTED = (

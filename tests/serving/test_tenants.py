@@ -397,7 +397,7 @@ def test_health_of_a_server_that_is_gone_is_an_answer(
 def test_health_of_a_file_that_is_no_database_is_an_answer(tmp_path: Path) -> None:
     path = tmp_path / "agentdb.sqlite3"
     with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
-        db._executor.threads.slot().discard()
+        db._threads.slot().discard()
         for file in tmp_path.iterdir():
             file.unlink()
         path.write_bytes(b"no database " * 1000)

@@ -66,6 +66,7 @@ def test_each_statement_is_a_span_with_placeholders_below_the_callers(
             "UNSET",
             True,
         ),  # a taken key is an answer, and no error of the driver
+        ("SELECT", "UNSET", True),  # whether a row has the key, or a trigger skipped it
         ("SELECT", "UNSET", True),
         ("mine", "UNSET", False),
     ]

@@ -22,6 +22,7 @@ from agentdb import (
     DjangoDb,
     DuplicateKeyError,
     InvalidInputError,
+    SchemaMismatchError,
 )
 from tests.helpers.factories import (
     execute,
@@ -192,7 +193,7 @@ def test_coroutine_functions_are_refused_before_anything_runs(db: DjangoDb) -> N
         db.run_transaction(work)  # type: ignore[unused-coroutine]
 
     assert str(raised.value) == (
-        "run_transaction() takes a plain function, not a coroutine: its calls run in one thread."
+        "run_transaction() takes a plain function, not a coroutine or generator, which would run after its end."
     )
 
 
@@ -226,7 +227,7 @@ def test_generator_functions_are_refused_before_anything_runs(db: DjangoDb) -> N
             db.run_transaction(fn)
 
         assert str(raised.value) == (
-            "run_transaction() takes a plain function, not a generator, whose calls would run after the end."
+            "run_transaction() takes a plain function, not a coroutine or generator, which would run after its end."
         )
 
 
@@ -328,6 +329,43 @@ def test_a_unique_index_of_an_operators_own_is_not_said_to_be_a_taken_id(
         ):
             insert()
     assert db.list_sessions() == [db.get_session("s1")]
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+def test_a_row_that_a_trigger_skips_is_not_said_to_be_there(
+    db: DjangoDb, url: str, engine: str
+) -> None:
+    db.insert_session("s1", "a", "sb")
+    if engine == "postgresql":
+        execute(
+            url,
+            "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
+        )
+    for table in ("sessions", "agents"):
+        skip = "EXECUTE FUNCTION skip()"
+        if engine == "sqlite":
+            skip = "BEGIN SELECT RAISE(IGNORE); END"
+        execute(
+            url,
+            f"CREATE TRIGGER skip_{table} BEFORE INSERT ON {table} FOR EACH ROW {skip}",
+        )
+    view = db.for_tenant("acme")
+
+    for table, call in (
+        ("sessions", lambda: db.insert_session("s2", "a", "sb")),
+        ("sessions", lambda: view.insert_session("s2", "a", "sb")),
+        ("agents", lambda: db.upsert_agent("a", "/a")),
+    ):
+        with pytest.raises(
+            SchemaMismatchError,
+            match=f"table '{table}' took no row, though its key is free; a trigger may have skipped it",
+        ):
+            call()
+    # A key that is taken is told all the same, another tenant's too.
+    for other in (db, view):
+        with pytest.raises(DuplicateKeyError):
+            other.insert_session("s1", "a", "sb")
+    assert db.get_session("s2") is None
 
 
 def test_a_duplicate_leaves_the_hosts_transaction_usable(db: DjangoDb) -> None:
@@ -814,7 +852,7 @@ def test_after_a_reset_the_next_block_of_the_host_is_a_whole_transaction() -> No
     with agentdb.connect("sqlite://:memory:", migrate=True) as db:
         transaction.atomic(using=db.alias).__enter__()
         transaction.atomic(using=db.alias).__enter__()  # a savepoint
-        db._executor.threads.slot().reset()
+        db._threads.slot().reset()
 
         with transaction.atomic(using=db.alias):
             make_session(db, "s1")
