@@ -158,12 +158,8 @@ def written_definitions(
     """Return the definitions in a CREATE TABLE verbatim: columns by lower-case name, and the table's constraints, each
     with its lower-case words."""
     parsed = parse_create_table(sql)
-    columns = {
-        name.lower(): sql[column.start : column.end]
-        for name, column in parsed.columns.items()
-    }
-    constraints = [sql[start:end] for start, end in parsed.spans]
-    return columns, [(text, _words(text)) for text in constraints]
+    columns = {name.lower(): text for name, text in parsed.definitions.items()}
+    return columns, [(text, _words(text)) for text in parsed.constraints]
 
 
 def _words(sql: str) -> frozenset[str]:

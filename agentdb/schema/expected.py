@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 from django.apps.registry import Apps
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.state import StateApps
-from django.db.models import Field, Model
+from django.db.models import Model
 
-from agentdb.schema.introspection import with_unique_indexes_as_constraints
 from agentdb.schema.sqltext import (
-    column_default,
     column_type,
     parse_create_index,
     parse_create_table,
@@ -48,7 +44,10 @@ def expected_table(connection: BaseDatabaseWrapper, model: type[Model]) -> Table
     editor = connection.schema_editor(collect_sql=True, atomic=False)
     editor.deferred_sql = []
     meta = model._meta
-    sql, _ = editor.table_sql(model)
+    sql, parameters = editor.table_sql(model)
+    # Without parameters a percent sign is one.
+    if parameters:
+        sql %= tuple(map(editor.quote_value, parameters))
     indexes = [str(index.create_sql(model, editor)) for index in meta.indexes]
     # What does not fit into CREATE TABLE is deferred.
     for statement in map(str, editor.deferred_sql):
@@ -57,52 +56,37 @@ def expected_table(connection: BaseDatabaseWrapper, model: type[Model]) -> Table
             sql = f"{sql.removesuffix(')')}, {constraint})"
         else:
             indexes.append(statement)
-    keys = parse_create_table(sql).keys
+    text = parse_create_table(sql)
+    columns = text.columns
+    keys = [*text.keys, *map(parse_create_index, indexes)]
     if connection.vendor != "sqlite":
-        keys = [_named(meta.db_table, key) for key in keys]
-    table = Table(
+        keys = [_key_on_a_server(connection, meta.db_table, key) for key in keys]
+        columns = [_on_a_server(connection, column, keys) for column in columns]
+    return Table(
         name=meta.db_table,
-        columns=tuple(
-            _expected_column(editor, field) for field in meta.local_concrete_fields
-        ),
-        primary_key=next(key for key in keys if not key.is_constraint),
+        columns=tuple(columns),
+        primary_key=next(key for key in keys if key.kind == "primary key"),
         uniques=tuple(key for key in keys if key.is_constraint),
-        indexes=tuple(map(parse_create_index, indexes)),
+        indexes=tuple(key for key in keys if key.kind.endswith("index")),
     )
-    if connection.vendor == "cockroachdb":
-        return with_unique_indexes_as_constraints(table)
-    return table
 
 
-def _named(table: str, key: Key) -> Key:
+def _key_on_a_server(connection: BaseDatabaseWrapper, table: str, key: Key) -> Key:
     """Return the key with PostgreSQL's name for it if its statement has none; SQLite stores none either."""
+    # To CockroachDB a unique index over columns is a constraint.
+    if connection.vendor == "cockroachdb" and key.kind == "unique index":
+        key = replace(key, kind="unique constraint")
     own = f"{key.columns[0]}_key" if key.is_constraint else "pkey"
     return replace(key, name=key.name or f"{table}_{own}")
 
 
-def _expected_column(
-    editor: BaseDatabaseSchemaEditor, field: Field[Any, Any]
+def _on_a_server(
+    connection: BaseDatabaseWrapper, column: Column, keys: list[Key]
 ) -> Column:
-    connection = editor.connection
-    parameters = field.db_parameters(connection)
     # Only SQLite lets a primary key be NULL.
-    is_never_null = field.primary_key and connection.vendor != "sqlite"
-    return Column(
-        name=str(field.column),
-        type=column_type(connection, str(parameters["type"])),
-        nullable=field.null and not is_never_null,
-        default=_expected_default(editor, field),
-        collation=parameters.get("collation"),
-    )
-
-
-def _expected_default(
-    editor: BaseDatabaseSchemaEditor, field: Field[Any, Any]
-) -> str | None:
-    if not field.has_db_default():
-        return None
-    sql, parameters = editor.db_default_sql(field)
-    # Without parameters a percent sign is one.
-    return column_default(
-        sql % tuple(map(editor.quote_value, parameters)) if parameters else sql
+    [primary] = [key for key in keys if key.kind == "primary key"]
+    return replace(
+        column,
+        type=column_type(connection, column.type),
+        nullable=column.nullable and column.name not in primary.columns,
     )

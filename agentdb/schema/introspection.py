@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -33,24 +32,4 @@ def read_tables(
 
     if connection.vendor == "sqlite":
         return sqlite_catalog.read(connection, is_wanted)
-    tables = postgresql_catalog.read(connection, is_wanted)
-    if connection.vendor == "cockroachdb":
-        return {
-            name: with_unique_indexes_as_constraints(table)
-            for name, table in tables.items()
-        }
-    return tables
-
-
-def with_unique_indexes_as_constraints(table: Table) -> Table:
-    """Return the table as CockroachDB treats it: a unique index over columns is a unique constraint."""
-    uniques = [
-        replace(index, kind="unique constraint")
-        for index in table.indexes
-        if index.kind == "unique index"
-        and index.condition is None
-        and all(map(table.column, index.columns))
-    ]
-    names = {unique.name for unique in uniques}
-    indexes = tuple(index for index in table.indexes if index.name not in names)
-    return replace(table, uniques=(*table.uniques, *uniques), indexes=indexes)
+    return postgresql_catalog.read(connection, is_wanted)

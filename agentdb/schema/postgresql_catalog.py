@@ -86,13 +86,13 @@ _CHECKS = """
     ORDER BY k.conrelid, k.conname
 """
 # Indexes, each with the constraint that it serves: a primary key, a UNIQUE or an exclusion. (A foreign key has an index
-# in the same column of the catalog, which is the target's.)
+# in the same column of the catalog, which is the target's.) To CockroachDB a unique index over columns is a constraint.
 _KEYS = """
     SELECT i.indrelid,
-           CASE k.contype::text WHEN 'p' THEN 'primary key' WHEN 'u' THEN 'unique constraint' END, k.conname,
+           CASE WHEN k.contype = 'p' THEN 'primary key' WHEN k.contype = 'u' OR {unique} THEN 'unique constraint' END,
            ARRAY(SELECT a.attname FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS u(number, place)
                  JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.number ORDER BY u.place),
-           k.condeferrable, pg_catalog.pg_get_indexdef(i.indexrelid), {usable}
+           coalesce(k.condeferrable, false), pg_catalog.pg_get_indexdef(i.indexrelid), {usable}
     FROM pg_catalog.pg_index i
     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x')
@@ -101,7 +101,13 @@ _KEYS = """
 """
 # While PostgreSQL builds an index concurrently, it is first ready (written to) and then valid (read). A build that was
 # stopped leaves it without the last flag, or without both. CockroachDB calls an index ready only while it is built.
-_USABLE = {"postgresql": "i.indisvalid AND i.indisready", "cockroachdb": "i.indisvalid"}
+_BY_VENDOR = {
+    "postgresql": {"usable": "i.indisvalid AND i.indisready", "unique": "false"},
+    "cockroachdb": {
+        "usable": "i.indisvalid",
+        "unique": "(i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL)",
+    },
+}
 
 
 def read(
@@ -114,7 +120,7 @@ def read(
     columns = by_table(_COLUMNS)
     foreign_keys = by_table(_FOREIGN_KEYS)
     checks = by_table(_CHECKS)
-    keys = by_table(_KEYS.format(usable=_USABLE[connection.vendor]))
+    keys = by_table(_KEYS.format_map(_BY_VENDOR[connection.vendor]))
     tables = {}
     for oid, name, kind, options, triggers, rules in wanted.values():
         found_keys = [_key(*row) for row in keys[oid]]
@@ -168,7 +174,6 @@ def _column(
 
 def _key(
     kind: Any,
-    name: str,
     columns: list[str],
     deferrable: bool,
     definition: str,
@@ -178,7 +183,8 @@ def _key(
     if kind is None:
         return index
     options = ("deferrable", *index.options) if deferrable else index.options
-    return replace(index, name=name, kind=kind, columns=tuple(columns), options=options)
+    names = tuple(columns) or index.columns
+    return replace(index, kind=kind, columns=names, options=options)
 
 
 def _check(name: str, definition: str, kind: Any) -> Check:

@@ -1,7 +1,7 @@
-"""The tables of a SQLite file, from its pragmas and from the statements in sqlite_master.
+"""The tables of a SQLite file, from the statements in sqlite_master.
 
-Pragmas give columns and defaults. Constraints with their names, collations, ON CONFLICT and generated expressions are
-only in the CREATE statements, which SQLite stores verbatim.
+The pragmas lack the names of constraints, collations, ON CONFLICT and generated expressions. SQLite stores a statement
+as it was written, and changes its text when a column is added, renamed or dropped.
 """
 
 from __future__ import annotations
@@ -10,17 +10,9 @@ from collections.abc import Callable
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.schema.queries import quote_name, rows
-from agentdb.schema.sqltext import (
-    ColumnText,
-    TableText,
-    column_default,
-    column_type,
-    folded,
-    parse_create_index,
-    parse_create_table,
-)
-from agentdb.schema.tables import Column, Table
+from agentdb.schema.queries import rows
+from agentdb.schema.sqltext import folded, parse_create_index, parse_create_table
+from agentdb.schema.tables import Table
 
 
 def read(
@@ -56,13 +48,9 @@ def _read(
         "SELECT type, name, sql FROM main.sqlite_master WHERE lower(tbl_name) = %s AND sql IS NOT NULL ORDER BY name",
         [name],
     )
-    # table_xinfo and not table_info, which leaves generated columns out.
-    pragma = f"PRAGMA main.table_xinfo({quote_name(stored_as)})"
     return Table(
         name=name,
-        columns=tuple(
-            _column(connection, text, *row) for row in rows(connection, pragma)
-        ),
+        columns=tuple(text.columns),
         primary_key=next((key for key in text.keys if not key.is_constraint), None),
         uniques=tuple(key for key in text.keys if key.is_constraint),
         indexes=tuple(
@@ -74,28 +62,4 @@ def _read(
         checks=tuple(text.checks),
         options=text.options,
         triggers=tuple(name for kind, name, _ in rest if kind == "trigger"),
-    )
-
-
-def _column(
-    connection: BaseDatabaseWrapper,
-    text: TableText,
-    _number: int,
-    stored_as: str,
-    type_: str,
-    not_null: int,
-    default: str | None,
-    *_more: int,
-) -> Column:
-    name = folded(stored_as)
-    # A table that was made from a query has no definitions.
-    written = text.columns.get(name, ColumnText(0, 0))
-    return Column(
-        name,
-        column_type(connection, type_),
-        not not_null,
-        column_default(default),
-        written.collation,
-        written.generated,
-        written.conflict,
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema.queries import quote_name
-from agentdb.schema.tables import Check, ForeignKey, Key, KeyKind
+from agentdb.schema.tables import Check, Column, ForeignKey, Key, KeyKind
 
 # s.t, varchar(20), numeric (10, 2), timestamp (3) with time zone, text[]
 _TYPE = r"""
@@ -276,27 +276,16 @@ def _key_column(tokens: Sequence[Token]) -> str:
 
 
 @dataclass
-class ColumnText:
-    """A column of a CREATE TABLE statement: what SQLite's pragmas omit, and its position."""
-
-    start: int  # of the definition within the statement
-    end: int
-    collation: str | None = None  # in upper case; None for BINARY, the usual one
-    generated: str | None = None
-    conflict: str | None = None  # of its NOT NULL
-
-
-@dataclass
 class TableText:
-    """A parsed CREATE TABLE statement of SQLite."""
+    """A parsed CREATE TABLE statement."""
 
-    columns: dict[str, ColumnText] = field(default_factory=dict)  # by folded name
+    columns: list[Column] = field(default_factory=list)
     # Of its columns and of the table, in the order of the statement.
     keys: list[Key] = field(default_factory=list)
     foreign_keys: list[ForeignKey] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
-    # The positions of the table's own constraints within the statement.
-    spans: list[tuple[int, int]] = field(default_factory=list)
+    definitions: dict[str, str] = field(default_factory=dict)  # columns, as written
+    constraints: list[str] = field(default_factory=list)  # the table's own, as written
     options: tuple[str, ...] = ()  # strict, without rowid
 
 
@@ -325,25 +314,29 @@ _CLAUSES = _TABLE_CONSTRAINTS | {
     "DEFERRABLE",
     "DEFAULT",
     "COLLATE",
+    "GENERATED",
     "AS",
     "NOT",
+    "NULL",
 }
 
 
 def parse_create_table(sql: str) -> TableText:
-    """Parse a CREATE TABLE statement from ``sqlite_master``."""
+    """Parse a CREATE TABLE statement of Django or from ``sqlite_master``, with names as SQLite folds them."""
     table = TableText()
     statement, *more = _items(sql, fold_names=True) or [[]]
     _, definitions, options = _around_group(statement)
     for item in definitions:
         clauses = list(_clauses(item))
+        written = sql[item[0].start : item[-1].end]
         if item[0].word in _TABLE_CONSTRAINTS:
             _read_constraints(table, clauses, ())
-            table.spans.append((item[0].start, item[-1].end))
+            table.constraints.append(written)
         else:
-            name = item[0].identifier
-            table.columns[name] = _column(item, clauses)
-            _read_constraints(table, clauses, (name,))
+            column = _column(clauses)
+            table.columns.append(column)
+            table.definitions[column.name] = written
+            _read_constraints(table, clauses, (column.name,))
     words = [_joined(option).lower() for option in (options, *more)]
     table.options = tuple(sorted(filter(None, words)))
     return table
@@ -353,7 +346,7 @@ def _clauses(definition: Sequence[Token]) -> Iterator[Sequence[Token]]:
     """Split the definition of a column, or of a table's constraints, before each word that begins a clause.
 
     What comes before the first is a column's name and type. Expressions stand in parentheses, and are not looked into.
-    A foreign key's ``SET DEFAULT`` and ``NOT DEFERRABLE`` are split off as well, which says nothing and does no harm.
+    ``NOT NULL`` is split in two. So are ``NOT DEFERRABLE`` and a foreign key's ``SET DEFAULT``, which say nothing.
     """
     start = 0
     for position, token in enumerate(definition):
@@ -363,18 +356,25 @@ def _clauses(definition: Sequence[Token]) -> Iterator[Sequence[Token]]:
     yield definition[start:]
 
 
-def _column(item: Sequence[Token], clauses: list[Sequence[Token]]) -> ColumnText:
-    column = ColumnText(item[0].start, item[-1].end)
-    for clause in clauses:
+def _column(clauses: Sequence[Sequence[Token]]) -> Column:
+    (name, *type_), *rest = clauses
+    found: dict[str, Any] = {"nullable": True, "default": None}
+    before = ""
+    for clause in rest:
         match clause[0].word:
+            case "DEFAULT" if before != "SET":
+                # DEFAULT NULL is split in two as well.
+                found["default"] = column_default(_joined(clause[1:]) or None)
             case "COLLATE":
                 collation = _identifier(clause).upper()
-                column.collation = None if collation == "BINARY" else collation
+                found["collation"] = None if collation == "BINARY" else collation
             case "AS":
-                column.generated = canonical(clause[1:2])
-            case "NOT":
-                column.conflict = column.conflict or _conflict(clause)
-    return column
+                found["generated"] = canonical(clause[1:2])
+            case "NULL" if before == "NOT":
+                found["nullable"] = False
+                found["conflict"] = found.get("conflict") or _conflict(clause)
+        before = clause[-1].word
+    return Column(name.identifier, _plain_type(_joined(type_)), **found)
 
 
 def _read_constraints(

@@ -70,12 +70,8 @@ class Database:
 
     def edit_column(self, table: str, column: str, edit: Callable[[str], str]) -> None:
         def edited(sql: str) -> str:
-            found = parse_create_table(sql).columns[column]
-            return (
-                sql[: found.start]
-                + edit(sql[found.start : found.end])
-                + sql[found.end :]
-            )
+            written = parse_create_table(sql).definitions[column]
+            return sql.replace(written, edit(written), 1)
 
         self.rebuild(table, edited)
 
@@ -99,8 +95,8 @@ def drop_column(database: Database, table: Table, column: Column) -> str:
                     sql = re.sub(
                         rf', CONSTRAINT "{unique.name}" UNIQUE \([^)]*\)', "", sql
                     )
-            found = parse_create_table(sql).columns[column.name]
-            before, after = sql[: found.start].rstrip(), sql[found.end :].lstrip()
+            written = parse_create_table(sql).definitions[column.name]
+            before, after = map(str.strip, sql.split(written, 1))
             return (
                 before + after[1:]
                 if after.startswith(",")

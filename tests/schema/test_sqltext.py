@@ -15,7 +15,7 @@ from agentdb.schema.sqltext import (
     tokenize,
     without_checks,
 )
-from agentdb.schema.tables import Check, ForeignKey, Key
+from agentdb.schema.tables import Check, Column, ForeignKey, Key
 
 
 @pytest.mark.parametrize(
@@ -177,26 +177,15 @@ def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
 
     table = parse_create_table(sql)
 
-    columns = table.columns
-    assert list(columns) == ["id", "a b", "c", "d", "e"]
-    assert [column.collation for column in columns.values()] == [
-        None,
-        "NOCASE",
-        None,
-        None,
-        None,
+    assert table.columns == [
+        Column("id", "text", True, None),
+        Column("a b", "text", False, "'UNIQUE'", collation="NOCASE"),
+        Column("c", "integer", False, "- 1"),
+        Column("d", "text", True, None, generated="a || 'x'"),
+        Column("e", "", False, "f('check', 'unique')"),
     ]
-    assert [column.generated for column in columns.values()] == [
-        None,
-        None,
-        None,
-        "a || 'x'",
-        None,
-    ]
-    assert (
-        sql[columns["e"].start : columns["e"].end]
-        == "e DEFAULT (f('check', 'unique')) NOT NULL"
-    )
+    assert table.definitions["e"] == "e DEFAULT (f('check', 'unique')) NOT NULL"
+    assert table.constraints[0] == 'CONSTRAINT two UNIQUE (c, "d") ON CONFLICT REPLACE'
     assert table.options == ("strict", "without rowid")
     assert table.keys == [
         Key("pk", ("id",), "primary key", options=("on conflict fail",)),
@@ -217,8 +206,9 @@ def test_what_follows_a_foreign_key_does_not_change_its_column():
         "CONSTRAINT fk REFERENCES o (x) ON DELETE SET DEFAULT NOT DEFERRABLE UNIQUE DEFAULT ('b') COLLATE NOCASE)"
     )
 
-    column = table.columns["a"]
-    assert (column.conflict, column.collation) == ("ignore", "NOCASE")
+    assert table.columns == [
+        Column("a", "text", False, "'b'", collation="NOCASE", conflict="ignore")
+    ]
     assert table.foreign_keys == [ForeignKey("fk", ("a",), "o", ("x",))]
     assert table.keys == [Key("", ("a",), "unique constraint")]
 
@@ -375,7 +365,7 @@ def test_constraints_have_folded_names_and_no_usual_action():
     ]
     assert table.checks == [Check("", "a > 0")]
     assert table.foreign_keys == [ForeignKey("q", ("a",), "o", ("x",))]
-    conflicts = {name: column.conflict for name, column in table.columns.items()}
+    conflicts = {column.name: column.conflict for column in table.columns}
     assert conflicts == {"a": None, "b": None, "c": "fail", "d": None}
     assert table.options == ("strict",)
 
@@ -383,10 +373,10 @@ def test_constraints_have_folded_names_and_no_usual_action():
 def test_a_table_made_from_a_query_has_no_definitions():
     table = parse_create_table("CREATE TABLE t AS SELECT 1")
 
-    assert (table.columns, table.keys, table.options) == ({}, [], ())
+    assert (table.columns, table.keys, table.options) == ([], [], ())
 
 
 def test_an_empty_definition_is_skipped():
     table = parse_create_table("CREATE TABLE t (a,,b,)")
 
-    assert list(table.columns) == ["a", "b"]
+    assert [column.name for column in table.columns] == ["a", "b"]
