@@ -6,10 +6,9 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from django.conf import settings
 from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
@@ -36,8 +35,7 @@ _FLAGS = {
 }
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """What an action did to rows; ``before`` and ``after`` have the recorded columns by id.
 
     ``action`` begins with a verb ("pause", "delete", "revoke", "issue").
@@ -45,8 +43,8 @@ class Entry:
 
     action: str
     rows: Sequence[Model] = ()
-    before: Mapping[str, Any] = field(default_factory=dict)
-    after: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Any] = {}
+    after: Mapping[str, Any] = {}
 
 
 def record(request: HttpRequest, entry: Entry, outcome: Outcome = "done") -> None:

@@ -18,7 +18,6 @@ from agentdb.console.checks import CAP, Fleet, check_of
 from agentdb.console.figures import distinct_values
 from agentdb.console.groups import moment
 from agentdb.console.questions import ask
-from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Agent, Session
 
 SUGGESTIONS = 12
@@ -123,10 +122,9 @@ class AgentNameFilter(TextFilter):
 class ChoiceFilter(ColumnFilter):
     """One of the known values; a newer server's, in the query string, is not offered."""
 
-    values: ClassVar[Sequence[str]]
-
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Any]:
-        return [(value, badge(value)) for value in self.values]
+        field = model_admin.opts.get_field(self.column)
+        return [(value, badge(value)) for value, _ in field.choices]
 
 
 class AgeFilter(ColumnFilter):
@@ -246,13 +244,11 @@ class SessionFilter(ColumnFilter):
 class StatusFilter(ChoiceFilter):
     title = gettext_lazy("status")
     parameter_name = column = "status"
-    values = tuple(map(str, SessionStatus))
 
 
 class StateFilter(ChoiceFilter):
     title = gettext_lazy("state")
     parameter_name = column = "state"
-    values = tuple(map(str, SandboxState))
 
 
 class CreatedFilter(AgeFilter):

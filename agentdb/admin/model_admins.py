@@ -260,9 +260,10 @@ class ReadFirstAdmin(ModelAdmin):
         found = read(wanted, problems)
         allowed = viewable(self.admin_site, request)
         rows.find_linked(found, self.alias, allowed, problems)
-        for row in found:
-            row.problems = problems
-        return next(iter(found), None)
+        if not found:
+            return None
+        found[0].problems = problems
+        return found[0]
 
     def action_checkbox(self, obj: Any) -> SafeString:
         """Return Django's checkbox with a short name for screen readers."""

@@ -77,17 +77,14 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
     if request is None or not context.get("has_permission", True):
         return {}
     site = site_of(request)
-    pages = [(overview_url(site), gettext("Overview"))]
-    may_act = False
-    for model in viewable(site, request):
-        pages.append((list_url(site, model), heading_of(model)))
-        model_admin: Any = site._registry[model]
-        may_act = may_act or model_admin.may_change(request)
+    models = viewable(site, request)
+    tables = [(list_url(site, model), heading_of(model)) for model in models]
+    admins: list[Any] = [site._registry[model] for model in models]
     return {
-        "pages": pages,
+        "pages": [(overview_url(site), gettext("Overview")), *tables],
         "path": request.path,
         "find_url": page_url(site, "find"),
-        "is_read_only": not may_act,
+        "is_read_only": not any(admin.may_change(request) for admin in admins),
         "csrf_token": context.get("csrf_token"),
     }
 
