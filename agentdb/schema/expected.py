@@ -41,14 +41,34 @@ def expected_tables(
 
 def expected_table(connection: BaseDatabaseWrapper, model: type[Model]) -> Table:
     """Return the table of one of agentdb's models, in whatever state."""
+    sql, indexes = _statements(connection, model)
+    table = model._meta.db_table
+    text = parse_create_table(sql)
+    columns = text.columns
+    keys = [*text.keys, *map(parse_create_index, indexes)]
+    if connection.vendor != "sqlite":
+        keys = [_key_on_a_server(connection, table, key) for key in keys]
+        columns = [_on_a_server(connection, column, keys) for column in columns]
+    return Table(
+        name=table,
+        columns=tuple(columns),
+        primary_key=next(key for key in keys if key.kind == "primary key"),
+        uniques=tuple(key for key in keys if key.is_constraint),
+        indexes=tuple(key for key in keys if key.kind.endswith("index")),
+    )
+
+
+def _statements(
+    connection: BaseDatabaseWrapper, model: type[Model]
+) -> tuple[str, list[str]]:
+    """Return Django's CREATE TABLE, with all constraints, and its CREATE INDEX statements."""
     editor = connection.schema_editor(collect_sql=True, atomic=False)
     editor.deferred_sql = []
-    meta = model._meta
     sql, parameters = editor.table_sql(model)
     # Without parameters a percent sign is one.
     if parameters:
         sql %= tuple(map(editor.quote_value, parameters))
-    indexes = [str(index.create_sql(model, editor)) for index in meta.indexes]
+    indexes = [str(index.create_sql(model, editor)) for index in model._meta.indexes]
     # What does not fit into CREATE TABLE is deferred.
     for statement in map(str, editor.deferred_sql):
         _, is_constraint, constraint = statement.partition(" ADD ")
@@ -56,19 +76,7 @@ def expected_table(connection: BaseDatabaseWrapper, model: type[Model]) -> Table
             sql = f"{sql.removesuffix(')')}, {constraint})"
         else:
             indexes.append(statement)
-    text = parse_create_table(sql)
-    columns = text.columns
-    keys = [*text.keys, *map(parse_create_index, indexes)]
-    if connection.vendor != "sqlite":
-        keys = [_key_on_a_server(connection, meta.db_table, key) for key in keys]
-        columns = [_on_a_server(connection, column, keys) for column in columns]
-    return Table(
-        name=meta.db_table,
-        columns=tuple(columns),
-        primary_key=next(key for key in keys if key.kind == "primary key"),
-        uniques=tuple(key for key in keys if key.is_constraint),
-        indexes=tuple(key for key in keys if key.kind.endswith("index")),
-    )
+    return sql, indexes
 
 
 def _key_on_a_server(connection: BaseDatabaseWrapper, table: str, key: Key) -> Key:

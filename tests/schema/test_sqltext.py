@@ -162,7 +162,7 @@ def test_everything_postgresql_says_about_an_index_is_read():
     )
 
 
-def test_everything_a_create_table_statement_says_beyond_the_pragmas_is_read():
+def test_everything_that_a_create_table_statement_says_is_read():
     sql = """CREATE TABLE "t, (u)" (
         id TEXT CONSTRAINT pk PRIMARY KEY ON CONFLICT FAIL, -- UNIQUE, not really
         [a b] TEXT DEFAULT 'UNIQUE' COLLATE NOCASE NOT NULL UNIQUE,
