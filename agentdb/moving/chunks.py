@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import psycopg
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, Model
 
@@ -42,8 +43,10 @@ def read_chunks(
     id_ = 'id COLLATE "C"' if connection.vendor == "postgresql" else "id"
     sql = f"SELECT {', '.join(columns)} FROM {table} ORDER BY {id_}"
     connection.ensure_connection()
-    # An error is this database's, and not that of the one into which the rows are copied.
-    with translated_errors(connection), closing(_read(connection, sql)) as rows:
+    # An error is this database's, and not that of the one into which the rows are copied. An inspecting connection has
+    # a URI for its name.
+    named = connections[connection.alias]
+    with translated_errors(named), closing(_read(connection, sql)) as rows:
         while chunk := list(islice(rows, ROWS_A_CHUNK)):
             yield chunk
 

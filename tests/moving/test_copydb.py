@@ -110,23 +110,40 @@ def test_copydb_moves_more_rows_than_it_holds_at_once(
     assert stored == [(id,) for id in ids]  # neighbours are in the same pages
 
 
+def damage(url: str, name: str) -> str:
+    """Overwrite the first page of a table or index; return the sentence about the file."""
+    path = sqlite_path(url)
+    [(page,)] = execute(
+        url, f"SELECT rootpage FROM sqlite_master WHERE name = '{name}'"
+    )
+    [(size,)] = execute(url, "PRAGMA page_size")
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    return f"The database file {str(path)!r} is damaged: database disk image is malformed. Restore a backup."
+
+
 @pytest.mark.parametrize("engine", ["sqlite"])
 def test_a_damaged_page_stops_a_copy_before_it_writes(
     url: str, make_url: MakeUrl
 ) -> None:
     fill(url)
-    path = sqlite_path(url)
-    [(page,)] = execute(url, "SELECT rootpage FROM sqlite_master WHERE name = 'agents'")
-    [(size,)] = execute(url, "PRAGMA page_size")
-    with path.open("r+b") as file:
-        file.seek((page - 1) * size)
-        file.write(b"\xff" * size)
+    sentence = damage(url, "agents")
     target = make_url("sqlite")
 
-    assert refusal(url, target) == (
-        f"The database file {str(path)!r} is damaged: database disk image is malformed. Restore a backup."
-    )
+    assert refusal(url, target) == sentence
     assert not sqlite_path(target).exists()
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_an_error_of_the_source_in_the_middle_of_a_copy_is_not_called_the_target_s(
+    url: str, make_url: MakeUrl
+) -> None:
+    fill(url)
+    # Rows are copied in the order of this index. Whether they can be is asked of the table itself.
+    sentence = damage(url, "sqlite_autoindex_agents_1")
+
+    assert refusal(url, make_url("sqlite")) == sentence
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
