@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +17,8 @@ class Column:
     generated: str | None = None  # expression of a generated or identity column
     conflict: str | None = None  # SQLite: what happens to a NULL: ignore, replace, …
 
+
+_QUOTED_NAME = re.compile(r'"((?:[^"]|"")*)"')
 
 KeyKind = Literal["primary key", "unique constraint", "unique index", "index"]
 
@@ -53,7 +56,14 @@ class Key:
         """The columns without their order, an index's expression as its first word."""
         if not self.kind.endswith("index"):
             return frozenset(self.columns)
-        return frozenset(column.partition(" ")[0] for column in self.columns)
+        return frozenset(map(_first_word, self.columns))
+
+
+def _first_word(sql: str) -> str:
+    """Return the name with which a column of an index begins, without its quotes."""
+    if name := _QUOTED_NAME.match(sql):
+        return name[1].replace('""', '"')
+    return sql.partition(" ")[0]
 
 
 @dataclass(frozen=True)
