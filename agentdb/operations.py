@@ -119,7 +119,7 @@ class NativeTimestamps(Operation):
             return
         # In this order: no row appears after the check, and nothing is changed before all tables have passed it.
         _lock(schema_editor, models_)
-        contents = {each.table: each for each in read_usable_values(connection)}
+        contents = read_usable_values(connection)
         # Texts without an offset are UTC, also in a project that migrates with Django's own command and a TIME_ZONE.
         if connection.vendor == "postgresql":
             schema_editor.execute("SET LOCAL TimeZone = 'UTC'", None)

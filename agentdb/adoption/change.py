@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import chain
+from functools import cached_property
 from typing import Any, ClassVar
 
 from django.apps import apps
@@ -14,9 +12,14 @@ from django.db import DatabaseError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
-from agentdb.adoption.conforming import conform_table, create_table
-from agentdb.adoption.dependents import explaining, rebuilt_objects
-from agentdb.adoption.obstacles import OLD_COLUMNS, AdoptionRefusedError, first_line
+from agentdb.adoption.conforming import conform_table
+from agentdb.adoption.obstacles import (
+    BUILT_AROUND,
+    OLD_COLUMNS,
+    AdoptionRefusedError,
+    first_line,
+    refusing,
+)
 from agentdb.adoption.plan import (
     Findings,
     comparable_columns,
@@ -33,8 +36,6 @@ from agentdb.schema.migration_record import migration_names
 from agentdb.schema.queries import quote_name, rows, run
 
 _OWN_COLLATIONS = ("BINARY", "NOCASE", "RTRIM")  # SQLite's
-# agents are last: until the sessions are rebuilt, their foreign key protects the agents' key.
-_ORDER = ("sessions", "sandboxes", "api_keys", "agents")
 
 
 @dataclass
@@ -54,8 +55,8 @@ class Change:
     def old(self) -> Mapping[str, Table]:
         return self.findings.shape.tables
 
-    def run(self) -> dict[str, int]:
-        """Change everything and verify it; return the checksum of each old table.
+    def run(self) -> dict[str, str]:
+        """Change everything and verify it; return the checksum of each old table, in hexadecimal.
 
         Raises ``AdoptionRefusedError`` unless every row is there, unchanged, and agentdb can use what was created.
         """
@@ -66,22 +67,17 @@ class Change:
             for name, table in self.old.items()
         }
         ids = self._ids_to_keep()
-        with self._watched():
-            self._reshape()
-            # Before recording anything, because on CockroachDB the next run continues one that is stopped here.
-            self.progress.say("Verifying.")
-            self._verify_rows(before, ids)
-            self._record()
-        return {name: total for name, (_, total) in before.items()}
+        self._reshape()
+        # Before recording anything, because on CockroachDB the next run continues one that is stopped here.
+        self.progress.say("Verifying.")
+        self._verify_rows(before, ids)
+        self._record()
+        return {name: f"{total:032x}" for name, (_, total) in before.items()}
 
     def rehearse(self) -> None:
         """Do the same to tables without rows, so that there are none to verify."""
         self._reshape()
         self._record()
-
-    def _watched(self) -> AbstractContextManager[None]:
-        """Find out, around the change, what this engine does not say itself."""
-        return nullcontext()
 
     def _reshape(self) -> None:
         for stored, name in self.findings.shape.renames.items():
@@ -93,15 +89,12 @@ class Change:
             model._meta.db_table: model
             for model in apps.get_app_config(APP_LABEL).get_models()
         }
-        is_online = self.findings.is_online
-        with self.connection.schema_editor(atomic=not is_online) as editor:
-            for name in _ORDER:
-                # On CockroachDB a killed run may have created the table: conform_table() creates it or goes on with it.
-                if name in self.old or is_online:
-                    sources = self._sources.get(name, {})
-                    conform_table(editor, models[name], sources, self.progress.say)
-                else:
-                    create_table(editor, models[name])
+        is_atomic = not self.findings.is_online
+        with self.connection.schema_editor(atomic=is_atomic) as editor:
+            # agents are last: until the sessions are rebuilt, their foreign key protects the agents' key.
+            for name in reversed([*OLD_COLUMNS]):
+                sources = self._sources.get(name, {})
+                conform_table(editor, models[name], sources, self.progress.say)
 
     @cached_property
     def _sources(self) -> dict[str, dict[str, str]]:
@@ -140,23 +133,20 @@ class Change:
 
     def _ids_to_keep(self) -> set[tuple[Any, ...]]:
         """Return name and id of the agents that have one, if the checksum omits ids because others have none."""
-        ids: set[tuple[Any, ...]] = set()
-        for name, table in self.old.items():
-            if makes_ids(name, table) and table.column("id") is not None:
-                quoted = quote_name(table.name)
-                sql = f"SELECT name, id FROM {quoted} WHERE id IS NOT NULL"
-                ids.update(rows(self.connection, sql))
-        return ids
+        agents = self.old.get("agents")
+        if agents is None or not makes_ids("agents", agents) or not agents.column("id"):
+            return set()
+        sql = f"SELECT name, id FROM {quote_name(agents.name)} WHERE id IS NOT NULL"
+        return set(rows(self.connection, sql))
 
     def _verify_rows(
         self, before: Mapping[str, tuple[int, int]], ids: set[tuple[Any, ...]]
     ) -> None:
         live = read_tables(self.connection)
         changed = []
-        if ids:
-            ids_now = rows(self.connection, "SELECT name, id FROM agents")
-            if not ids.issubset(ids_now):
-                changed.append("agents: other ids")
+        by_name = "SELECT name, id FROM agents"
+        if ids and not ids.issubset(rows(self.connection, by_name)):
+            changed.append("agents: other ids")
         for name, expected in before.items():
             after = self._checksum(name, live[name], {})
             if after != expected:
@@ -172,12 +162,9 @@ class Change:
                 if live.get(name) != self.findings.shape.live[name]
             ]
         if changed:
-            undone = (
-                "" if self.findings.is_online else ". The transaction was rolled back"
-            )
             raise AdoptionRefusedError.of(
-                f"The rows differ after the conversion{undone}. Please report this as a bug of "
-                f"agentdb. Tables: {'; '.join(changed)}."
+                "The rows differ after the conversion. Please report this as a bug of agentdb. Tables: "
+                f"{'; '.join(changed)}."
             )
 
     def _verify_schema(self) -> None:
@@ -187,14 +174,13 @@ class Change:
             differences.append(
                 f"Table {RECORD} has row security: agentdb could not read the record of migrations."
             )
-        if not differences:
-            return
-        lines = "".join(f"\n  {difference}" for difference in differences)
-        if self.findings.is_online:
-            message = f"The tables still differ from the models, and steps that were done stay:{lines}"
-        else:
-            message = f"The tables would still differ from the models, so nothing was changed:{lines}"
-        raise AdoptionRefusedError.of(message, *event_triggers(self.connection))
+        if differences:
+            raise AdoptionRefusedError.of(
+                "\n  ".join(
+                    ["The tables would still differ from the models:", *differences]
+                ),
+                *event_triggers(self.connection),
+            )
 
 
 class _OnSqlite(Change):
@@ -222,27 +208,23 @@ class _OnSqlite(Change):
 
 
 class _OnPostgreSql(Change):
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def run(self) -> dict[str, str]:
         # What could not be updated before is not the adoption's doing.
         not_updatable = self._not_updatable(self.old)
-        changing = set(chain.from_iterable(self._sources.values()))
-        suspects = partial(rebuilt_objects, self.connection, self.old, changing)
-        # Rolled back before the suspects are looked for.
-        with explaining(suspects), transaction.atomic(using=self.connection.alias):
-            yield
+        with refusing(BUILT_AROUND):
+            checksums = super().run()
         now = self._not_updatable(OLD_COLUMNS)
         broken = [now[table] for table in now if table not in not_updatable]
         if broken:
             raise AdoptionRefusedError.of(*broken)
+        return checksums
 
     def _not_updatable(self, tables: Iterable[str]) -> dict[str, str]:
         """Return by table why PostgreSQL refuses updates, for example a publication without the key."""
         reasons = {}
         for table in tables:
-            column = "id" if table != "agents" else "name"  # which every old shape has
-            # The server checks publications before it reads rows.
-            sql = f"UPDATE {quote_name(table)} SET {column} = {column} WHERE false"
+            # A column that every old shape has. The server checks publications before it reads rows.
+            sql = f"UPDATE {quote_name(table)} SET created_at = created_at WHERE false"
             try:
                 # Rolled back, because a trigger of the operator's for each statement fires without rows too.
                 with transaction.atomic(using=self.connection.alias):

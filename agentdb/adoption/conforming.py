@@ -13,11 +13,11 @@ from time import monotonic, sleep
 from typing import Any
 
 from django.apps import apps
-from django.db import ProgrammingError, models
+from django.db import ProgrammingError, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
-from agentdb.adoption.dependents import without_dependents
+from agentdb.adoption.dependents import rebuilt_objects, without_dependents
 from agentdb.adoption.obstacles import refusing
 from agentdb.adoption.shapes import FRESH, STALE
 from agentdb.adoption.sqlite_rebuild import rebuild
@@ -28,7 +28,6 @@ from agentdb.adoption.steps import (
     declaration,
     index_sql,
     key_sql,
-    no_table,
 )
 from agentdb.errors import SchemaMismatchError
 from agentdb.faults import exists_already
@@ -74,84 +73,70 @@ def conform_table(
     sources: Mapping[str, str],
     progress: Say = lambda sql: None,
 ) -> None:
-    """Change the live table to the model's; additional columns, indexes, triggers and views stay.
+    """Change the live table to the model's, or create it; additional columns, indexes, triggers and views stay.
 
     ``sources`` gives, for columns that are new or converted, an SQL expression over the old row. The caller holds the
-    transaction. On CockroachDB there is none: each step stays, ``progress`` is told it, and a table that is not there
-    is created. ``SchemaMismatchError`` if a column is missing that no source or default fills, or if what was built
-    around the table does not let it change.
+    transaction. On CockroachDB there is none: each step stays, and ``progress`` is told it. Raises
+    ``SchemaMismatchError`` if a column is missing that no source or default fills, and ``AdoptionRefusedError`` if what
+    was built around the table does not let it change.
     """
     connection = schema_editor.connection
+    table = model._meta.db_table
+    refused = f"Table {table!r} cannot be converted:"
     if connection.vendor == "cockroachdb":
         _conform_model_online(connection, model, sources, progress)
-        return
-    table = model._meta.db_table
-    with refusing(f"Table {table!r} cannot be converted; nothing was changed."):
-        if connection.vendor == "sqlite":
+    elif not read_tables(connection, [table]):
+        create_table(schema_editor, model)
+    elif connection.vendor == "sqlite":
+        with refusing(refused):
             rebuild(schema_editor, model, sources)
-        else:
-            _conform_on_postgresql(connection, model, sources)
+    else:
+        suspects = partial(rebuilt_objects, connection, table, sources)
+        # Rolled back before the suspects are looked for.
+        with refusing(refused, suspects=suspects), transaction.atomic(connection.alias):
+            _conform_on_postgresql(
+                connection, expected_table(connection, model), sources
+            )
 
 
 def _conform_on_postgresql(
-    connection: BaseDatabaseWrapper,
-    model: type[models.Model],
-    sources: Mapping[str, str],
+    connection: BaseDatabaseWrapper, wanted: Table, sources: Mapping[str, str]
 ) -> None:
-    wanted = expected_table(connection, model)
     for aspect in ASPECTS:
         # Read again for each aspect, because the one before has changed the table. The statements of one aspect are for
         # the table as it was before the first of them, so one reading is enough for all.
-        live = read_tables(connection, [wanted.name]).get(wanted.name)
-        if live is None:
-            raise no_table(wanted.name)
+        live = read_tables(connection, [wanted.name])[wanted.name]
         for sql in aspect(_PostgreSql(connection, live, wanted, sources)):
             run(connection, sql)
+    # Replicate by the primary key if the index that did it is gone: the key's, which was another one. The flag on the
+    # table stays without its index, and then a published table refuses UPDATE and DELETE.
+    for (sql,) in rows(connection, _LOST_REPLICA_IDENTITY, [wanted.name]):
+        run(connection, sql)
     # A column that changed its type has no statistics, and the planner would guess until autovacuum runs.
     run(connection, f"ANALYZE {quote_name(wanted.name)}")
 
 
+_LOST_REPLICA_IDENTITY = """
+    SELECT format('ALTER TABLE %%I REPLICA IDENTITY USING INDEX %%s', relname, indexrelid::regclass)
+    FROM pg_class c JOIN pg_index ON indrelid = c.oid AND indisprimary
+    WHERE c.oid = to_regclass(quote_ident(%s)) AND relreplident = 'i'
+        AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisreplident)
+"""
+
+
 class _PostgreSql(Step):
-    def cast(self, live: Column, wanted: Column) -> str | None:
-        """The types that operators gave columns of ours, which hold what ours hold."""
-        alike = {
-            "integer": ("smallint", "bigint"),
-            "text": ("text", "character varying"),
-        }
-        if live.type.startswith(alike.get(wanted.type, ())):
-            return f"{quote_name(live.name)}::{wanted.type}"
-        return None
-
     def convert(self, expressions: Mapping[str, str]) -> Iterator[str]:
-        if not expressions:
-            return
-        with without_dependents(self.connection, self.live.name, expressions):
-            # A default of the old type may have no cast to the new one.
-            dropped = [
-                f"ALTER COLUMN {quote_name(column)} DROP DEFAULT"
-                for column in expressions
-            ]
-            yield f"{self.alter} {', '.join(dropped)}"
-            # A single statement, so that the table is rewritten once. An UPDATE would fire the operator's triggers.
-            conversions = [
-                f"ALTER COLUMN {quote_name(column.name)} TYPE {column.type} USING ({expressions[column.name]})"
-                for column in self.wanted.columns
-                if column.name in expressions
-            ]
-            yield f"{self.alter} {', '.join(conversions)}"
-
-    def finish(self) -> Iterator[str]:
-        """Replicate by the primary key if the index that did it is gone: the key's, which was another one."""
-        # The flag on the table stays when its index is dropped, and then a published table refuses UPDATE and DELETE.
-        [(lost_its_index,)] = rows(
-            self.connection,
-            "SELECT relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisreplident)"
-            " FROM pg_class c WHERE oid = to_regclass(quote_ident(%s))",
-            [self.live.name],
-        )
-        if lost_its_index and self.wanted.primary_key:
-            name = quote_name(self.wanted.primary_key.name or "")
-            yield f"{self.alter} REPLICA IDENTITY USING INDEX {name}"
+        # A default of the old type may have no cast to the new one, so it goes first.
+        actions = [
+            f"ALTER COLUMN {quote_name(column.name)} DROP DEFAULT, ALTER COLUMN {quote_name(column.name)}"
+            f" TYPE {column.type} USING ({expressions[column.name]})"
+            for column in self.wanted.columns
+            if column.name in expressions
+        ]
+        if actions:
+            with without_dependents(self.connection, self.live.name, expressions):
+                # A single statement, so that the table is rewritten once. An UPDATE would fire the operator's triggers.
+                yield f"{self.alter} {', '.join(actions)}"
 
 
 # One statement at a time, because CockroachDB has no schema changes in transactions ----------------------------------
@@ -304,10 +289,6 @@ def _create(wanted: Table) -> str:
 class _CockroachDb(Step):
     is_atomic = False
 
-    def drop_unique(self, name: str) -> str:
-        # CockroachDB refuses DROP CONSTRAINT for a UNIQUE one, and DROP INDEX for its index unless CASCADE follows.
-        return f"DROP INDEX {quote_name(name)} CASCADE"
-
     def convert(self, expressions: Mapping[str, str]) -> Iterator[str]:
         """Fill a new column in batches, and replace the old one by it.
 
@@ -319,7 +300,8 @@ class _CockroachDb(Step):
             expression = expressions.get(column.name)
             if live is None or expression is None:
                 continue
-            if live.type == column.type:
+            # Only a source has values for rows without one: of a cast NULL stays NULL, and the filling would not end.
+            if column.name in self.sources and live.type == column.type:
                 name = quote_name(column.name)
                 yield from self._fill(name, expression, f"{name} IS NULL")
             else:

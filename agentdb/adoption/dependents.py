@@ -7,23 +7,16 @@ does not say which one failed; the message then lists those that read a changing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
-from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.obstacles import (
-    AdoptionRefusedError,
-    first_line,
-    is_transient,
-    refusing,
-)
-from agentdb.errors import SchemaMismatchError
+from agentdb.adoption.obstacles import AdoptionRefusedError, refusing
 from agentdb.schema.queries import rows, run
 
-DROP_FIRST = "Drop it, run the command again, and recreate it."
+_DROP_FIRST = "Drop it, run the command again, and recreate it."
 
 
 class Dependent(NamedTuple):
@@ -141,34 +134,13 @@ _GRANTS = """
     WHERE l.oid = %s::regclass ORDER BY 1, 2, 3
 """
 
-# What about a table, whatever its columns, prevents changing them.
-_OBSTACLES = """
-    WITH ours AS (
-        SELECT * FROM pg_class
-        WHERE relname = ANY(%s) AND relnamespace = quote_ident(current_schema())::regnamespace
-    )
-    SELECT 'Rule ' || quote_literal(rulename) || ' on table ' || quote_literal(relname) ||
-        ' stands in the way of converting its columns. Drop it and run the command again.'
-    FROM pg_rewrite JOIN ours ON ours.oid = ev_class WHERE rulename <> '_RETURN'
-    UNION ALL
-    SELECT 'Table ' || quote_literal(c.relname) || ' inherits from table ' || quote_literal(p.relname) ||
-        ', so that its rows are also those of the other. End that with ALTER TABLE, NO INHERIT or DETACH PARTITION.'
-    FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid JOIN pg_class p ON p.oid = inhparent
-    WHERE c.oid IN (SELECT oid FROM ours) OR p.oid IN (SELECT oid FROM ours)
-    UNION ALL
-    SELECT 'Table ' || quote_literal(relname) || ' is made of the type ' || reloftype::regtype ||
-        ', which fixes its columns. Run ''ALTER TABLE ' || quote_ident(relname) || ' NOT OF''.'
-    FROM ours WHERE reloftype <> 0
-    ORDER BY 1
-"""
-
 # What the server rebuilds for a column's new type, if the type matters to it.
 _REBUILT = """
     SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0)
     FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
     JOIN pg_class t ON t.oid = a.attrelid
     LEFT JOIN pg_index i ON d.classid = 'pg_class'::regclass AND i.indexrelid = d.objid
-    WHERE d.refclassid = 'pg_class'::regclass AND t.relname = ANY(%s) AND a.attname = ANY(%s)
+    WHERE d.refclassid = 'pg_class'::regclass AND t.relname = %s AND a.attname = ANY(%s)
         AND t.relnamespace = quote_ident(current_schema())::regnamespace AND (
             i.indexprs IS NOT NULL OR i.indpred IS NOT NULL
             OR EXISTS (SELECT FROM pg_opclass WHERE oid = ANY(i.indclass) AND NOT opcdefault)
@@ -180,19 +152,11 @@ _REBUILT = """
 """
 
 
-def table_obstacles(
-    connection: BaseDatabaseWrapper, tables: Collection[str]
-) -> list[str]:
-    """Return what does not let any column of these tables change."""
-    return [message for (message,) in rows(connection, _OBSTACLES, [list(tables)])]
-
-
 def rebuilt_objects(
-    connection: BaseDatabaseWrapper, tables: Collection[str], columns: Collection[str]
+    connection: BaseDatabaseWrapper, table: str, columns: Collection[str]
 ) -> list[str]:
     """Return the objects that the server rebuilds with the columns, and that may not accept their new types."""
-    found = rows(connection, _REBUILT, [list(tables), list(columns)])
-    return [what for (what,) in found]
+    return [what for (what,) in rows(connection, _REBUILT, [table, list(columns)])]
 
 
 def _dependents(
@@ -220,16 +184,14 @@ def _dependents(
 def without_dependents(
     connection: BaseDatabaseWrapper, table: str, columns: Collection[str]
 ) -> Iterator[None]:
-    """Drop what depends on the columns, and recreate it after the body; raise ``SchemaMismatchError`` if impossible."""
-    # baselinedb has refused these before; 'migrate --fake-initial' has no plan and comes here first.
-    for obstacle in table_obstacles(connection, [table]):
-        raise SchemaMismatchError(obstacle)
+    """Drop what depends on the columns, and recreate it after the body, or raise ``AdoptionRefusedError``."""
     # PostgreSQL changes no type under a view, a rule, a policy or a trigger's columns. They are dropped and recreated
     # in the transaction that converts, so nobody ever sees them missing.
     found = _dependents(connection, table, columns)
     # The views that stand on other views first. Never CASCADE, which would take what was not found.
     for dependent in reversed(found):
-        run(connection, dependent.drop)
+        with _naming(dependent):
+            run(connection, dependent.drop)
     yield
     for dependent in found:
         with _naming(dependent):
@@ -243,8 +205,10 @@ def without_dependents(
 
 
 def _naming(dependent: Dependent) -> AbstractContextManager[None]:
-    before = f"{dependent.title} cannot be recreated with the new types of the columns it reads:"
-    return refusing(before, f" {DROP_FIRST}")
+    return refusing(
+        f"{dependent.title} cannot be recreated with the new types of the columns it reads:",
+        _DROP_FIRST,
+    )
 
 
 def _restore_rights(connection: BaseDatabaseWrapper, view: Dependent) -> None:
@@ -261,31 +225,6 @@ def _restore_rights(connection: BaseDatabaseWrapper, view: Dependent) -> None:
         run(connection, grant)
     # The server records who granted a right. What a role other than the owner granted, only that role can grant again.
     if rows(connection, _GRANTS, [view.view]) != view.grants:
-        raise SchemaMismatchError(
-            f"{view.title} cannot be recreated with exactly the rights that were granted on it. {DROP_FIRST}"
+        raise AdoptionRefusedError.of(
+            f"{view.title} cannot be recreated with exactly the rights that were granted on it. {_DROP_FIRST}"
         )
-
-
-@contextmanager
-def explaining(suspects: Callable[[], list[str]] = list) -> Iterator[None]:
-    """Raise ``SchemaMismatchError`` with what the operator built that failed the block, or may have."""
-    try:
-        yield
-    except (DatabaseError, SchemaMismatchError) as error:
-        # These already name the object and what to do.
-        is_said = isinstance(error, AdoptionRefusedError)
-        if is_said or is_transient(error) or str(error).endswith(DROP_FIRST):
-            raise
-        reason = (
-            first_line(error).removesuffix(".").replace("; nothing was changed", "")
-        )
-        found = suspects()
-        read = (
-            f" These read columns whose types change: {', '.join(found)}."
-            if found
-            else ""
-        )
-        raise SchemaMismatchError(
-            f"The adoption would fail on what was built around the tables: {reason}.{read} Rename or drop that, run "
-            "the command again, and recreate it."
-        ) from error

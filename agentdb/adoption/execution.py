@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +21,11 @@ from django.db.transaction import TransactionManagementError
 from django.db.utils import load_backend
 
 from agentdb.adoption.change import change_of
-from agentdb.adoption.dependents import explaining
 from agentdb.adoption.obstacles import (
+    BUILT_AROUND,
     OLD_COLUMNS,
     AdoptionRefusedError,
-    Refusal,
-    first_line,
+    refusing,
 )
 from agentdb.adoption.plan import Findings, Plan, decide, read
 from agentdb.adoption.progress import SILENT, Progress
@@ -59,12 +64,12 @@ Found = Callable[[Findings, Plan], None]
 
 
 class Outcome(NamedTuple):
-    """The result of an adoption; if ``plan`` has no work, nothing was done."""
+    """The result of an adoption; if ``plan`` has no actions, nothing was done."""
 
     findings: Findings
     plan: Plan
     backup: Path | None = None
-    checksums: Mapping[str, int] = {}
+    checksums: Mapping[str, str] = {}
 
 
 def look(
@@ -105,10 +110,12 @@ def _decide(
 ) -> Plan:
     """Decide; on SQLite, also try the schema changes on a copy in memory, before the backup."""
     plan = decide(findings, backup=backup)
-    if connection.vendor != "sqlite" or not plan.has_work:
-        return plan
-    refusals = _rehearse(connection, findings)
-    return Plan(refusals=refusals, notes=plan.notes) if refusals else plan
+    if connection.vendor == "sqlite" and plan.actions:
+        try:
+            _rehearse(connection, findings)
+        except AdoptionRefusedError as error:
+            return Plan(refusals=error.refusals, notes=plan.notes)
+    return plan
 
 
 def _lock(
@@ -141,7 +148,7 @@ def adopt(
             findings = read(connection, progress)
             plan = _decide(connection, findings, backup=backup)
             found(findings, plan)
-            if not plan.has_work:
+            if not plan.actions:
                 _roll_back(connection)  # a COMMIT would write to an empty file
                 return Outcome(findings, plan)
             # What was read says it better, as "the role does not own table …"; this is for what it does not explain.
@@ -158,7 +165,9 @@ def adopt(
     except BaseException as error:
         # From the COMMIT on only a refusal says that nothing was stored. Ctrl-C may come while it writes.
         if outcome is None or isinstance(error, AdoptionRefusedError):
-            _discard(copy)
+            # The database is as it was, so its backup is useless.
+            if copy is not None:
+                copy.unlink(missing_ok=True)
         elif isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(_PERHAPS_ADOPTED) from None
         raise
@@ -173,12 +182,6 @@ def _check_writable(path: Path) -> None:
             f"The database file {str(path)!r} is read-only. Allow writing to it and to its folder, and try again. "
             "Nothing was changed."
         )
-
-
-def _discard(copy: Path | None) -> None:
-    # The database is as it was, so its backup is useless.
-    if copy is not None:
-        copy.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -232,10 +235,8 @@ def _one_connection(connection: BaseDatabaseWrapper) -> Iterator[None]:
 def _refusing(connection: BaseDatabaseWrapper) -> Iterator[None]:
     try:
         yield
-    except AdoptionRefusedError:
-        raise
     except SchemaMismatchError as error:
-        raise AdoptionRefusedError.of(f"{error} {_left(connection)}") from error
+        raise AdoptionRefusedError.of(str(error), _left(connection)) from error
     except DatabaseError as error:
         reason = describe_failure(connection, _original(error))
         raise AdoptionRefusedError.of(f"{reason} {_left(connection)}") from error
@@ -339,23 +340,14 @@ def _lock_tables(
 _ALIAS = "agentdb_rehearsal"
 
 
-def _rehearse(
-    connection: BaseDatabaseWrapper, findings: Findings
-) -> tuple[Refusal, ...]:
-    """Make the changes on a copy of a SQLite schema in memory, without rows; return what prevents them."""
+def _rehearse(connection: BaseDatabaseWrapper, findings: Findings) -> None:
+    """Make the changes on a copy of a SQLite schema in memory, without rows; raise what prevents them."""
     # Only SQLite itself knows all that does: functions and collations that only the operator's program defines, taken
     # names, contradictory constraints.
     ours = {*OLD_COLUMNS, *findings.shape.stored_as.values()}
-    refusals: tuple[Refusal, ...] = ()
-    try:
-        with explaining(), _copy_in_memory(connection) as copy:
-            _copy_schema(connection, copy, ours)
-            change_of(copy, findings, SILENT).rehearse()
-    except AdoptionRefusedError as error:
-        refusals = error.refusals
-    except SchemaMismatchError as error:
-        refusals = (Refusal(str(error)),)
-    return refusals
+    with refusing(BUILT_AROUND), _copy_in_memory(connection) as copy:
+        _copy_schema(connection, copy, ours)
+        change_of(copy, findings, SILENT).rehearse()
 
 
 @contextmanager
@@ -387,10 +379,8 @@ def _copy_schema(
     source: BaseDatabaseWrapper, copy: BaseDatabaseWrapper, ours: set[str]
 ) -> None:
     for kind, name, table, sql in rows(source, _OBJECTS):
-        try:
+        # Skip other objects that cannot be made here, such as the tables of a virtual table, which made them.
+        is_other = table not in ours or kind == "view"
+        named = refusing(f"{BUILT_AROUND} {kind} {name!r}:")
+        with suppress(DatabaseError) if is_other else named:
             run(copy, sql)
-        except DatabaseError as error:
-            # Skip other objects that cannot be made here, such as the tables of a virtual table, which made them.
-            if table in ours and kind != "view":
-                reason = first_line(error).removesuffix(".")
-                raise SchemaMismatchError(f"{kind} {name!r}: {reason}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from agentdb.adoption.timestamps import (
 )
 from agentdb.errors import SchemaMismatchError
 from agentdb.faults import Fault, classify
-from agentdb.schema.queries import rows, run
+from agentdb.schema.queries import run
 from agentdb.schema.rows import NotUtf8, StoredColumn
 from agentdb.wording import counted
 
@@ -141,22 +141,33 @@ def first_line(error: BaseException) -> str:
     return f"{': '.join(text.partition(chr(10))[0].rstrip('.') for text in texts)}."
 
 
-def is_transient(error: BaseException) -> bool:
-    """Return whether it is a lock, a full disk, a limit or a lost connection, which say nothing about the schema."""
-    # SQLite's driver raises OperationalError for bad SQL too.
-    is_operational = isinstance(error, OperationalError)
-    return is_operational and classify(error) not in (Fault.OTHER, Fault.MISMATCH)
+BUILT_AROUND = "The adoption would fail on what was built around the tables:"
 
 
 @contextmanager
-def refusing(before: str, behind: str = "") -> Iterator[None]:
-    """Raise ``SchemaMismatchError`` with the driver's reason between these words, unless it is about the moment."""
+def refusing(
+    what: str,
+    advice: str = "Rename or drop that, run the command again, and recreate it.",
+    suspects: Callable[[], list[str]] = list,
+) -> Iterator[None]:
+    """Raise ``AdoptionRefusedError`` with the driver's reason behind ``what``, unless it is about the moment.
+
+    ``suspects`` lists what may have failed if the engine does not say which object did. Blocks may be nested: the
+    innermost one, which knows the object best, words the error.
+    """
     try:
         yield
     except DatabaseError as error:
-        if is_transient(error):
+        # A lock, a full disk, a limit or a lost connection says nothing about the schema. SQLite's driver raises
+        # OperationalError for bad SQL too.
+        is_operational = isinstance(error, OperationalError)
+        if is_operational and classify(error) not in (Fault.OTHER, Fault.MISMATCH):
             raise
-        raise SchemaMismatchError(f"{before} {first_line(error)}{behind}") from error
+        found = ", ".join(suspects())
+        read = f" These read columns whose types change: {found}." if found else ""
+        raise AdoptionRefusedError.of(
+            f"{what} {first_line(error)}{read} {advice}"
+        ) from error
 
 
 def unusable_reason(kind: str, value: object) -> str | None:
@@ -198,21 +209,15 @@ def not_castable(connection: BaseDatabaseWrapper, column: str) -> str:
 
 def read_instants(
     connection: BaseDatabaseWrapper, table: str, columns: list[StoredColumn]
-) -> bool:
-    """Fill ``pg_temp.agentdb_instants`` with the instants of PostgreSQL's rare formats; False if there are none."""
+) -> None:
+    """Fill ``pg_temp.agentdb_instants`` with the instants of PostgreSQL's rare formats in a table.
+
+    ``pg_temp.agentdb_instant(text)`` finds them there, and casts all other texts.
+    """
     # Python reads these, because PostgreSQL guesses: it takes IST for Israel's time whatever zone wrote it, and takes
     # the order of day and month from today's settings. The table maps each text to the instant that Python found.
     doubtful = " OR ".join(not_castable(connection, column.name) for column in columns)
-    # PostgreSQL runs a count in parallel, but not a cursor.
-    [(number,)] = rows(connection, f'SELECT count(*) FROM "{table}" WHERE {doubtful}')
-    if number:
-        selected = ", ".join(column.sql for column in columns)
-        sql = f'SELECT {selected} FROM "{table}" WHERE {doubtful}'
-        _fill_instants(connection, sql)
-    return bool(number)
-
-
-def _fill_instants(connection: BaseDatabaseWrapper, sql: str) -> None:
+    selected = ", ".join(column.sql for column in columns)
     run(
         connection,
         "CREATE TEMPORARY TABLE IF NOT EXISTS agentdb_instants"
@@ -233,7 +238,7 @@ def _fill_instants(connection: BaseDatabaseWrapper, sql: str) -> None:
         connection.cursor() as cursor,
         connection.connection.cursor(name="agentdb_not_castable") as found,
     ):
-        found.execute(sql)
+        found.execute(f'SELECT {selected} FROM "{table}" WHERE {doubtful}')
         while batch := found.fetchmany(_BATCH):
             cursor.executemany(
                 "INSERT INTO pg_temp.agentdb_instants VALUES (%s, %s::timestamptz) ON CONFLICT DO NOTHING",

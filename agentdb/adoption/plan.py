@@ -8,7 +8,6 @@ from typing import NamedTuple
 from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agentdb.adoption.dependents import table_obstacles
 from agentdb.adoption.obstacles import OLD_COLUMNS, Refusal, UnusableValues
 from agentdb.adoption.progress import SILENT, Progress
 from agentdb.adoption.shapes import (
@@ -25,7 +24,6 @@ from agentdb.adoption.values import (
     TableContent,
     duplicates,
     read_contents,
-    unusable_values,
 )
 from agentdb.conf import server_name
 from agentdb.schema import Table, expected_tables
@@ -34,7 +32,6 @@ from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names
 from agentdb.schema.queries import rows
 from agentdb.schema.rows import Misspelt, misspelt_timestamps, readable_rows
-from agentdb.schema.tables import Key
 from agentdb.wording import counted
 
 
@@ -43,16 +40,16 @@ class Findings(NamedTuple):
 
     engine: str
     place: str  # the file, or database, host and port
-    size: int | None  # bytes
+    size: int | None  # of the file, in bytes; None without a file
     version: str
     shape: Shape
     wanted: Mapping[str, Table]  # what the models say
     contents: Mapping[str, TableContent]  # by the table's final name
+    unusable: UnusableValues
     other_rows: Mapping[str, int]
     duplicates: tuple[UnusableValues, ...]
     obstacles: tuple[str, ...]
     misspelt: tuple[Misspelt, ...]
-    is_file: bool
 
     @property
     def is_to_conform(self) -> bool:
@@ -72,10 +69,6 @@ class Plan(NamedTuple):
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
 
-    @property
-    def has_work(self) -> bool:
-        return bool(self.actions)
-
 
 def read(connection: BaseDatabaseWrapper, progress: Progress = SILENT) -> Findings:
     """Read the schema, the record of migrations and every row of the four tables."""
@@ -86,23 +79,30 @@ def read(connection: BaseDatabaseWrapper, progress: Progress = SILENT) -> Findin
     misspelt = tuple(misspelt_timestamps(connection, readable))
     is_done = shape.is_latest and shape.recorded == migration_names() and not misspelt
     path = sqlite_path(connection)
+    is_sqlite = connection.vendor == "sqlite"
+    place = "in memory" if is_sqlite else server_name(connection.settings_dict)
+    contents, unusable = read_contents(connection, readable, progress)
     return Findings(
         engine=connection.vendor,
-        place=str(path or _place(connection)),
-        size=_size(connection),
+        place=str(path or place),
+        size=rows(connection, _FILE_SIZE)[0][0] if path else None,
         version=server_version(connection),
         shape=shape,
         wanted=wanted,
-        contents=read_contents(connection, readable, progress),
+        contents=contents,
+        unusable=unusable,
+        # Zero for a view, and for a table of which this role may not read all rows.
         other_rows={
-            name: _count_or_zero(connection, shape.live[name]) for name in shape.others
+            name: readable_rows(connection, name)
+            if shape.live[name].kind == "table"
+            else 0
+            for name in shape.others
         },
         duplicates=() if is_done else tuple(_duplicates(connection, readable, wanted)),
         obstacles=()
         if is_done or not shape.tables
         else tuple(_obstacles(connection, shape, wanted)),
         misspelt=misspelt,
-        is_file=path is not None,
     )
 
 
@@ -141,28 +141,9 @@ def _duplicates(
                     yield found
 
 
-def _count_or_zero(connection: BaseDatabaseWrapper, table: Table) -> int:
-    """Return the rows of a table that is not ours; zero if it is a view, or this role may not read them all."""
-    return readable_rows(connection, table.name) if table.kind == "table" else 0
-
-
-def _place(connection: BaseDatabaseWrapper) -> str:
-    is_sqlite = connection.vendor == "sqlite"
-    return "in memory" if is_sqlite else server_name(connection.settings_dict)
-
-
-# CockroachDB knows a table's size only from statistics that may be hours old, or from a scan of its ranges.
-_SIZES = {
-    "sqlite": "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()",
-    "postgresql": "SELECT pg_database_size(current_database())",
-}
-
-
-def _size(connection: BaseDatabaseWrapper) -> int | None:
-    if (sql := _SIZES.get(connection.vendor)) is None:
-        return None
-    [(size,)] = rows(connection, sql)
-    return int(size)
+_FILE_SIZE = (
+    "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+)
 
 
 def _obstacles(
@@ -178,10 +159,9 @@ def _obstacles(
     if connection.vendor == "postgresql":
         stored = list(shape.stored_as.values())
         found = rows(connection, _SERVER_OBSTACLES, [stored])
-        obstacles += [sentence for *_, sentence in found]
-        obstacles += table_obstacles(connection, stored)
         if RECORD in shape.live:
-            obstacles += _behind(connection)
+            found += rows(connection, _BEHIND)
+        obstacles += [sentence for *_, sentence in found]
     return obstacles
 
 
@@ -210,34 +190,22 @@ def _too_unique_keys(shape: Shape, wanted: Mapping[str, Table]) -> Iterator[str]
             is_dropped = not key.valid and wanted[name].index(key.name)
             is_harmless = never_collides(key, table, OLD_COLUMNS[name])
             if not (is_ours or is_dropped or is_harmless):
-                yield _too_unique(name, key)
+                called = f" {key.name!r}" if key.name else ""
+                yield (
+                    f"Table {name!r} has a {key.kind}{called}, which could refuse what agentdb writes. Drop it, or "
+                    "make it one that is not unique."
+                )
 
 
-def _too_unique(table: str, key: Key) -> str:
-    kind = "constraint" if key.is_constraint else "index"
-    name = f" {key.name!r}" if key.name else ""
-    return (
-        f"Table {table!r} has a unique {kind}{name}, which could refuse what agentdb writes. Drop it, or make it one "
-        "that is not unique."
-    )
-
-
-def _behind(connection: BaseDatabaseWrapper) -> Iterator[str]:
-    """Return whether the record's sequence would give an id that a row already has."""
-    [(sequence,)] = rows(
-        connection, "SELECT pg_get_serial_sequence(%s, 'id')", [RECORD]
-    )
-    if sequence is None:
-        return
-    # So after a restore that copied rows with their ids. Recording a migration would fail as a duplicate key, at the
-    # very end. last_value alone does not say whether it was given already.
-    is_behind = f"SELECT (SELECT max(id) FROM {RECORD}) >= last_value + is_called::int FROM {sequence}"
-    if rows(connection, is_behind) == [(True,)]:
-        yield (
-            f"The sequence of {RECORD}.id is behind its rows. Run \"SELECT setval('{sequence}', max(id)) FROM "
-            f'{RECORD}", and run the command again.'
-        )
-
+# Whether the record's sequence would give an id that a row already has, as after a restore that copied rows with their
+# ids. Recording a migration would then fail as a duplicate key, at the very end.
+_BEHIND = f"""
+    SELECT 'The sequence of {RECORD}.id is behind its rows. Run "SELECT setval(''' || sequence || ''', max(id)) FROM '
+        || '{RECORD}", and run the command again.'
+    FROM pg_get_serial_sequence('{RECORD}', 'id') sequence
+    WHERE sequence IS NOT NULL
+        AND (SELECT max(id) FROM {RECORD}) > coalesce(pg_sequence_last_value(sequence::regclass), 0)
+"""
 
 # What this role or this server may not do, tables that lose or hide rows, and names in the way, a sentence each, in
 # ASCII: the server may not know other characters. With several owners, the owner of one table cannot change the others.
@@ -282,6 +250,20 @@ _SERVER_OBSTACLES = """
     FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN ours ON ours.oid = i.indrelid
     WHERE c.relname ~ '^((agents|sessions|sandboxes|api_keys)_pkey|api_keys_key_hash_key)$' AND ours.oid IS NULL
         AND c.relnamespace = quote_ident(current_schema())::regnamespace
+    UNION ALL
+    -- What about a table, whatever its columns, prevents changing them.
+    SELECT 6, relname, 'Rule ' || quote_literal(rulename) || ' on table ' || quote_literal(relname) ||
+        ' stands in the way of converting its columns. Drop it and run the command again.'
+    FROM pg_rewrite JOIN ours ON ours.oid = ev_class WHERE rulename <> '_RETURN'
+    UNION ALL
+    SELECT 6, c.relname, 'Table ' || quote_literal(c.relname) || ' inherits from table ' || quote_literal(p.relname) ||
+        ', so that its rows are also those of the other. End that with ALTER TABLE, NO INHERIT or DETACH PARTITION.'
+    FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid JOIN pg_class p ON p.oid = inhparent
+    WHERE c.oid IN (SELECT oid FROM ours) OR p.oid IN (SELECT oid FROM ours)
+    UNION ALL
+    SELECT 6, relname, 'Table ' || quote_literal(relname) || ' is made of the type ' || reloftype::regtype ||
+        ', which fixes its columns. Run ''ALTER TABLE ' || quote_ident(relname) || ' NOT OF''.'
+    FROM ours WHERE reloftype <> 0
     ORDER BY 1, 2
 """
 
@@ -289,13 +271,13 @@ _SERVER_OBSTACLES = """
 def decide(findings: Findings, *, backup: bool = True) -> Plan:
     """Return what to do, or why nothing can be done. Does not query the database."""
     shape, notes = findings.shape, _notes(findings)
-    if refusals := _refusals(findings):
+    if refusals := tuple(_refusals(findings)):
         return Plan(refusals=refusals, notes=notes)
     actions = list(_actions(findings))
     if shape.kind is Kind.EMPTY or not actions:
         return Plan(notes=notes)
     # Before anything else, although it takes longest: a copy that is made later is one of a file half changed.
-    if findings.is_file and backup:
+    if findings.size is not None and backup:
         actions.insert(0, "Back the file up beside itself, and check the copy.")
     return Plan(
         actions=(*actions, _VERIFY_ONLINE if findings.is_online else _VERIFY),
@@ -375,24 +357,16 @@ def _conforming_constraints(name: str, table: Table) -> Iterator[str]:
             yield f"Drop the check{called} of {name}: {check.expression}."
 
 
-def _refusals(findings: Findings) -> tuple[Refusal, ...]:
+def _refusals(findings: Findings) -> Iterator[Refusal]:
     shape = findings.shape
-    refusals = [Refusal(message) for message in (*shape.problems, *findings.obstacles)]
+    yield from map(Refusal, (*shape.problems, *findings.obstacles))
     if shape.kind is Kind.FOREIGN and not shape.tables:
-        refusals.append(
-            Refusal(
-                f"There is none of the four tables in this database, but {counted(len(shape.others), 'other table')}. "
-                "Check the database URL, or run 'agentdb migrate' to create the tables beside them."
-            )
+        yield Refusal(
+            f"There is none of the four tables in this database, but {counted(len(shape.others), 'other table')}. "
+            "Check the database URL, or run 'agentdb migrate' to create the tables beside them."
         )
-    return (*refusals, *refused_rows(findings))
-
-
-def refused_rows(findings: Findings) -> Iterator[Refusal]:
-    """Yield why rows of the old tables cannot be those of the new ones."""
-    bad = unusable_values(findings.contents.values())
-    if bad.total:
-        yield Refusal.unconvertible(bad)
+    if findings.unusable.total:
+        yield Refusal.unconvertible(findings.unusable)
     for found in findings.duplicates:
         first, *_ = found.first
         yield Refusal.about(
@@ -405,7 +379,6 @@ def refused_rows(findings: Findings) -> Iterator[Refusal]:
 def _notes(findings: Findings) -> tuple[str, ...]:
     return (
         *_extra_columns(findings.shape),
-        *_nul_characters(findings),
         *_keyed_hashes(findings),
     )
 
@@ -416,14 +389,6 @@ def _extra_columns(shape: Shape) -> Iterator[str]:
         extra = [each.name for each in table.columns if each.name not in known]
         if extra:
             yield f"{name} has additional columns, which stay, and which Db does not show: {', '.join(extra)}."
-
-
-def _nul_characters(findings: Findings) -> Iterator[str]:
-    if nul := sum(content.nul_rows for content in findings.contents.values()):
-        yield (
-            f"{counted(nul, 'row')} {'holds' if nul == 1 else 'hold'} U+0000 in a text. SQLite keeps it; PostgreSQL "
-            "could not store it."
-        )
 
 
 def _keyed_hashes(findings: Findings) -> Iterator[str]:

@@ -31,10 +31,11 @@ _FORMATS = {
 
 def describe_findings(findings: Findings) -> list[str]:
     """Return the findings as lines."""
-    place = f"file {findings.place}" if findings.is_file else findings.place
-    size = "" if findings.size is None else f", {_bytes(findings.size)}"
+    place = findings.place
+    if findings.size is not None:
+        place = f"file {place}, {_bytes(findings.size)}"
     lines = [
-        f"Found: {_ENGINES[findings.engine]} {findings.version.split()[0]}, {place}{size}",
+        f"Found: {_ENGINES[findings.engine]} {findings.version.split()[0]}, {place}",
         f"Shape: {findings.shape.description}",
     ]
     for name in OLD_COLUMNS:
@@ -117,7 +118,7 @@ def as_json(outcome: Outcome, *, checked: bool) -> dict[str, Any]:
     findings, plan = outcome.findings, outcome.plan
     if plan.refusals:
         result = "refused"
-    elif not plan.has_work:
+    elif not plan.actions:
         result = "nothing to do"
     else:
         result = "to do" if checked else "adopted"
@@ -138,7 +139,7 @@ def as_json(outcome: Outcome, *, checked: bool) -> dict[str, Any]:
                     column: dict(sorted(counts.items()))
                     for column, counts in content.formats.items()
                 },
-                "checksum": _hexadecimal(outcome.checksums.get(name)),
+                "checksum": outcome.checksums.get(name),
             }
             for name, content in findings.contents.items()
         },
@@ -151,10 +152,6 @@ def as_json(outcome: Outcome, *, checked: bool) -> dict[str, Any]:
         ],
         "backup": None if outcome.backup is None else str(outcome.backup),
     }
-
-
-def _hexadecimal(checksum: int | None) -> str | None:
-    return None if checksum is None else f"{checksum:032x}"
 
 
 def error_as_json(error: Exception) -> dict[str, Any]:

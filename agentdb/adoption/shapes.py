@@ -281,17 +281,14 @@ def _kind(
     native = NATIVE_TIMESTAMP[vendor]
     # No old server made timestamps of the engine's type.
     if any(column.type == native for column in _timestamps(tables)):
-        return Kind.ALTERED, _altered(recorded)
+        if recorded:
+            last = recorded[-1]
+            return Kind.ALTERED, f"changed since migration {last} was applied"
+        return Kind.ALTERED, "in part with native timestamps"
     steps = _steps(vendor, tables)
     if all(steps.values()):
         return _multi_tenant(tables, others)
     return _old_kind(steps)
-
-
-def _altered(recorded: tuple[str, ...]) -> str:
-    if recorded:
-        return f"changed since migration {recorded[-1]} was applied"
-    return "in part with native timestamps"
 
 
 def _multi_tenant(
@@ -319,15 +316,11 @@ def _old_kind(steps: Mapping[str, bool]) -> tuple[Kind, str]:
             "stuck: the old server's upgrade to multi-tenant cannot finish on PostgreSQL, "
             "and agents are still keyed by name"
         )
-    if taken != in_order[: len(taken)]:
-        how_far = (
-            f"in which these of {len(steps)} steps are missing: {', '.join(missing)}"
-        )
-    elif not taken:
-        how_far = "that stopped before its first step"
-    else:
-        how_far = f"that stopped after step {len(taken)} of {len(steps)} ({taken[-1]})"
-    return Kind.INTERRUPTED, f"an upgrade to multi-tenant {how_far}"
+    number = in_order.index(missing[0])
+    last = in_order[number - 1] if number else "nothing"
+    return Kind.INTERRUPTED, (
+        f"an upgrade to multi-tenant that stopped after step {number} of {len(steps)} ({last})"
+    )
 
 
 def _timestamps(tables: Mapping[str, Table]) -> Iterator[Column]:
@@ -365,15 +358,18 @@ def _steps(vendor: str, tables: Mapping[str, Table]) -> dict[str, bool]:
     """Return the steps to a multi-tenant database in order, each with whether the tables show that it was taken."""
     agents, sessions = tables.get("agents"), tables.get("sessions")
     key = key_of(agents)
+    columns = {
+        f"{name}.{column.name}": column
+        for name, table in tables.items()
+        for column in table.columns
+    }
     steps = {f"created {name}": name in tables for name in _FIRST_TABLES}
     for name in _FIRST_TABLES:
-        steps[f"added {name}.tenant_id"] = (
-            _column(tables, name, "tenant_id") is not None
-        )
+        steps[f"added {name}.tenant_id"] = f"{name}.tenant_id" in columns
     steps["created api_keys"] = "api_keys" in tables
     # SQLite rebuilds agents with its id and its key at once; PostgreSQL takes a statement for each.
     if vendor != "sqlite":
-        ids = _column(tables, "agents", "id")
+        ids = columns.get("agents.id")
         steps["added agents.id"] = ids is not None
         steps["made agents.id NOT NULL"] = ids is not None and not ids.nullable
         steps[_STUCK] = agents is not None and key != ("name",)
@@ -384,8 +380,3 @@ def _steps(vendor: str, tables: Mapping[str, Table]) -> dict[str, bool]:
         is_obsolete_key(key, OLD_COLUMNS["sessions"]) for key in sessions.foreign_keys
     )
     return steps
-
-
-def _column(tables: Mapping[str, Table], table: str, column: str) -> Column | None:
-    found = tables.get(table)
-    return None if found is None else found.column(column)

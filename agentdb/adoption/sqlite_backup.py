@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,7 +17,6 @@ from agentdb.adoption.progress import SILENT, Progress
 from agentdb.errors import DatabaseUnavailableError, InvalidInputError
 from agentdb.faults import Fault, classify, describe_file, describe_sqlite_failure
 from agentdb.schema.inspection import sqlite_path
-from agentdb.schema.queries import quote_name
 from agentdb.wording import uncapitalized
 
 _PAGES_PER_STEP = 4096
@@ -25,7 +25,7 @@ _TIMEOUT_SECONDS = 30.0  # of a writer that has the file locked
 _COMPANIONS = ("-journal", "-wal", "-shm")
 _WITHOUT_BACKUP = "Back the file up elsewhere and use --no-backup."
 _OTHER_FILE = "Name another file."
-_LEFTOVERS = tuple(f".partial{end}" for end in ("", *_COMPANIONS))
+_ONLY_THE_OPERATORS = ("unknown function", "no such function", "no such collation")
 
 
 def back_up(
@@ -41,10 +41,10 @@ def back_up(
     is left.
     """
     beside = target is None
-    target = target or _free_name(source)
-    partial = target.with_name(
-        f"{target.name}.partial" if beside else f".{target.name}.{os.getpid()}.partial"
-    )
+    # With microseconds, so that two backups have two names.
+    now = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+    target = target or source.with_name(f"{source.name}.backup-{now}")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     if beside:
         _remove_leftovers(source)
     with _writing(source, target, _WITHOUT_BACKUP if beside else _OTHER_FILE):
@@ -109,13 +109,10 @@ def _put_in_place(partial: Path, target: Path) -> None:
 def refuse_taken(target: Path) -> None:
     """Raise ``InvalidInputError`` if the file exists, or one that SQLite would treat as part of it."""
     with _writing(target, target, _OTHER_FILE):
-        if (there := _taken(target)) is not None:
-            raise _is_there(there)
-
-
-def _taken(target: Path) -> Path | None:
-    files = (target.with_name(target.name + end) for end in ("", *_COMPANIONS))
-    return next(filter(Path.exists, files), None)
+        for end in ("", *_COMPANIONS):
+            path = target.with_name(target.name + end)
+            if path.exists():
+                raise _is_there(path)
 
 
 def _is_there(path: Path) -> InvalidInputError:
@@ -153,48 +150,23 @@ def _damage(path: Path) -> str | None:
     """Return the first fault of the file, or None."""
     # Of the copy, not of the source: it says that what was written can be read, and holds up no writer.
     with closing(_open(path, "ro")) as connection:
-        results = [_checked(connection, "1")]
-        if results == [None]:
-            tables = connection.execute(
-                "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
-            )
-            results = [
-                _checked(connection, quote_name(name)) for (name,) in tables.fetchall()
-            ]
-    faults = [" ".join(result.split()) for result in results if result]
-    return next((fault for fault in faults if fault != "ok"), None)
-
-
-def _checked(connection: sqlite3.Connection, what: str) -> str | None:
-    """Check the file, or a table; return None if it has an index or a check that only the operator's program reads."""
-    try:
-        [found] = connection.execute(f"PRAGMA integrity_check({what})").fetchmany(1)
-    except sqlite3.OperationalError as error:
-        if str(error).startswith(
-            ("unknown function", "no such function", "no such collation")
-        ):
-            return None
-        raise
-    return str(found[0])
-
-
-def _free_name(source: Path) -> Path:
-    stem = f"{source.name}.backup-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    target = source.with_name(stem)
-    number = 1
-    while _taken(target) is not None:
-        number += 1
-        target = source.with_name(f"{stem}-{number}")
-    return target
+        # The quick check reads no index, so it needs no function or collation that only the operator's program has.
+        for check in ("integrity_check", "quick_check"):
+            try:
+                [(found,)] = connection.execute(f"PRAGMA {check}(1)")
+            except sqlite3.OperationalError as error:
+                if not str(error).startswith(_ONLY_THE_OPERATORS):
+                    raise
+            else:
+                return None if found == "ok" else " ".join(found.split())
+    return None
 
 
 def _remove_leftovers(source: Path) -> None:
     """Remove remains of killed copies. Callers hold the migration lock, so no copy is running."""
-    prefix = f"{source.name}.backup-"
-    for path in source.parent.iterdir():
-        if path.name.startswith(prefix) and path.name.endswith(_LEFTOVERS):
-            with suppress(OSError):
-                path.unlink()
+    for path in source.parent.glob(f".{escape(source.name)}.backup-*.partial*"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _flush(path: Path) -> None:

@@ -9,7 +9,7 @@ from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
-from agentdb.adoption.steps import is_superseded, no_column, no_table
+from agentdb.adoption.steps import is_superseded, no_column
 from agentdb.schema import Table, expected_table, read_tables
 from agentdb.schema.queries import quote_name, rows, run
 from agentdb.schema.sqltext import parse_create_table, tokenize, without_checks
@@ -21,19 +21,12 @@ def fields_of(model: type[models.Model]) -> dict[str, models.Field[Any, Any]]:
 
 
 class _Written(NamedTuple):
-    """A SQLite table's statement, and its columns, each with whether it is hidden (generated)."""
+    """A SQLite table's statement, its columns in lower case, and the operator's with whether each is generated."""
 
     name: str
     sql: str
-    columns: dict[str, int]
-
-    def extra(self, ours: Collection[str]) -> dict[str, int]:
-        """Return the columns that are the operator's."""
-        return {
-            name: hidden
-            for name, hidden in self.columns.items()
-            if name.lower() not in ours
-        }
+    columns: frozenset[str]
+    extra: dict[str, int]
 
 
 def rebuild(
@@ -45,7 +38,7 @@ def rebuild(
     connection = schema_editor.connection
     table = model._meta.db_table
     # Everything is read before the first change, because DROP TABLE takes indexes and triggers with it.
-    old = _written_table(connection, table)
+    old = _written_table(connection, model)
     definitions = _definitions(schema_editor, model, old)
     copied = _copied(model, old, sources)
     rest = _rest(connection, expected_table(connection, model), old.name)
@@ -68,17 +61,22 @@ def rebuild(
         run(connection, sql)
 
 
-def _written_table(connection: BaseDatabaseWrapper, table: str) -> _Written:
-    found = rows(
+def _written_table(
+    connection: BaseDatabaseWrapper, model: type[models.Model]
+) -> _Written:
+    [(name, sql)] = rows(
         connection,
         "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND lower(name) = lower(%s)",
-        [table],
+        [model._meta.db_table],
     )
-    if not found:
-        raise no_table(table)
-    [(name, sql)] = found
-    columns = rows(connection, f"PRAGMA table_xinfo({quote_name(name)})")
-    return _Written(name, sql, {column: hidden for _, column, *_, hidden in columns})
+    ours, columns, extra = fields_of(model), set(), {}
+    for _, column, *_, hidden in rows(
+        connection, f"PRAGMA table_xinfo({quote_name(name)})"
+    ):
+        columns.add(column.lower())
+        if column.lower() not in ours:
+            extra[column] = hidden
+    return _Written(name, sql, frozenset(columns), extra)
 
 
 def _definitions(
@@ -86,7 +84,7 @@ def _definitions(
 ) -> list[str]:
     """Return the definitions of the new CREATE TABLE: our columns and constraints, and the operator's own."""
     ours = fields_of(model)
-    extra = old.extra(ours)
+    extra = old.extra
     # A check that reads one of ours was made for its old form. One that reads a generated column may do so through it.
     guarded = {*ours, *(name.lower() for name, hidden in extra.items() if hidden)}
     # Verbatim, because the pragmas do not tell a column's collation, checks, generated expression or conflict clause.
@@ -112,19 +110,18 @@ def _copied(
 ) -> dict[str, str]:
     """Return the columns that get a value from the old row, with its expression."""
     copied: dict[str, str] = {}
-    ours, live = fields_of(model), {name.lower() for name in old.columns}
-    for column, model_field in ours.items():
+    for column, model_field in fields_of(model).items():
         if column in sources:
             copied[column] = sources[column]
-        elif column in live:
+        elif column in old.columns:
             copied[column] = quote_name(column)
         elif not (model_field.null or model_field.has_db_default()):
             raise no_column(model._meta.db_table, column)
-    for name, hidden in old.extra(ours).items():
+    for name, hidden in old.extra.items():
         if not hidden:
             copied[name] = quote_name(name)
     # An operator's full-text index or own table may refer to rows by rowid.
-    if rowid := rowid_name(old.sql, live):
+    if rowid := rowid_name(old.sql, old.columns):
         copied[rowid] = rowid
     return copied
 
@@ -146,10 +143,8 @@ def rowid_name(sql: str, columns: Collection[str]) -> str | None:
     """Return a name for the rowid of a table made by ``sql``; None if it has none, or columns have all its names."""
     if "without rowid" in parse_create_table(sql).options:
         return None
-    for name in ("rowid", "_rowid_", "oid"):
-        if name not in columns:
-            return name
-    return None
+    names = ("rowid", "_rowid_", "oid")
+    return next((name for name in names if name not in columns), None)
 
 
 def written_definitions(

@@ -33,7 +33,7 @@ class Step:
     ``sources`` gives, for columns that are new or have another type, an SQL expression over the old row.
     """
 
-    # Whether all steps are one transaction: the table may then lack its key for a moment, and no index is half built.
+    # Whether all steps are one transaction, so that no statement of a killed run can still be at work.
     is_atomic: ClassVar = True
 
     connection: BaseDatabaseWrapper
@@ -45,21 +45,9 @@ class Step:
     def alter(self) -> str:
         return f"ALTER TABLE {quote_name(self.live.name)}"
 
-    def drop_unique(self, name: str) -> str:
-        """Return the statement that drops a unique constraint."""
-        return f"{self.alter} DROP CONSTRAINT {quote_name(name)}"
-
-    def cast(self, live: Column, wanted: Column) -> str | None:
-        """Return an expression that converts the column without a source, or None."""
-        return None
-
     def convert(self, expressions: Mapping[str, str]) -> Iterator[str]:
         """Yield what gives these columns their wanted types, and the values of the expressions."""
         raise NotImplementedError
-
-    def finish(self) -> Iterator[str]:
-        """Yield what is left to do when everything else is as wanted."""
-        return iter(())
 
 
 def columns_sql(columns: Collection[str]) -> str:
@@ -87,24 +75,6 @@ def index_sql(index: Key) -> str:
     return f"({', '.join(index.columns)}){condition}"
 
 
-def add_index_sql(table: str, index: Key, *, if_missing: bool = False) -> str:
-    """The statement that adds the index; ``if_missing`` accepts whatever has its name."""
-    name = f"{'IF NOT EXISTS ' if if_missing else ''}{quote_name(index.name)}"
-    return (
-        f"CREATE {index.kind.upper()} {name} ON {quote_name(table)} {index_sql(index)}"
-    )
-
-
-def half_built_indexes(step: Step) -> Iterator[str]:
-    """Drop what takes the name of an index of ours, and does not let its columns change their types."""
-    # CREATE INDEX CONCURRENTLY leaves it behind if it is stopped or finds a duplicate. An ALTER TYPE of its columns
-    # would build it again, and fail at the duplicate.
-    names = {key.name for key in step.wanted.keys}
-    for index in step.live.indexes:
-        if not index.valid and index.name in names:
-            yield f"DROP INDEX {quote_name(index.name)}"
-
-
 def obsolete_constraints(step: Step) -> Iterator[str]:
     """Drop the constraints that our columns no longer have."""
     live = step.live
@@ -113,9 +83,6 @@ def obsolete_constraints(step: Step) -> Iterator[str]:
     for check in live.checks:
         if _is_obsolete(check, live, ours):
             dropped.append(check.name)
-    # A key that goes does so before the conversion, which would rebuild its index.
-    if step.is_atomic and live.primary_key and not _has_its_key(step):
-        dropped.append(live.primary_key.name)
     for name in dropped:
         yield f"{step.alter} DROP CONSTRAINT {quote_name(name)}"
 
@@ -146,37 +113,26 @@ def missing_columns(step: Step) -> Iterator[str]:
         yield f"{step.alter} ADD COLUMN {quote_name(column.name)} {text}"
 
 
-def no_table(table: str) -> SchemaMismatchError:
-    return SchemaMismatchError(
-        f"The database has no table {table!r}. Run 'agentdb baselinedb'."
-    )
-
-
 def no_column(table: str, column: str) -> SchemaMismatchError:
+    # As after --fake on a database in which another migration than the recorded one is due.
     return SchemaMismatchError(
         f"Table {table!r} has no column {column!r}. Run 'agentdb baselinedb'."
     )
 
 
 def conversions(step: Step) -> Iterator[str]:
-    """Give columns of another type, and columns that lack values, the values of their sources."""
+    """Give columns of another type, and columns that lack values, the values of their sources, or a cast."""
     expressions = {}
     for column in step.wanted.columns:
         live = step.live.column(column.name)
         source = step.sources.get(column.name)
-        if live is None or not changes(live, column, fills=source is not None):
-            continue
-        expression = source or step.cast(live, column)
-        if expression is None:
-            raise SchemaMismatchError(
-                f"Column {column.name!r} of table {step.wanted.name!r} is {live.type}, not {column.type}. Run 'agentdb "
-                "baselinedb'."
-            )
-        expressions[column.name] = expression
+        if live is not None and _changes(live, column, fills=source is not None):
+            cast = f"{quote_name(column.name)}::{column.type}"
+            expressions[column.name] = source or cast
     yield from step.convert(expressions)
 
 
-def changes(live: Column, wanted: Column, *, fills: bool) -> bool:
+def _changes(live: Column, wanted: Column, *, fills: bool) -> bool:
     """Whether the column gets another type, or values in the rows that have none."""
     fills = fills and live.nullable and not wanted.nullable
     # A collation that an operator gave the column is another order than ours, and only ALTER TYPE takes it off.
@@ -200,23 +156,17 @@ def defaults(step: Step) -> Iterator[str]:
             yield f"{alter} {verb} NOT NULL"
 
 
-def _has_its_key(step: Step) -> bool:
-    live, wanted = step.live.primary_key, step.wanted.primary_key
-    assert wanted is not None  # every table of ours has one
-    return live is not None and live.does == wanted.does
-
-
 def primary_key(step: Step) -> Iterator[str]:
     """Give the table its primary key, under its name."""
     live, wanted = step.live.primary_key, step.wanted.primary_key
-    assert wanted is not None
-    if not _has_its_key(step):
-        actions = f"ADD {key_sql('PRIMARY KEY', wanted.name, wanted.columns)}"
+    assert wanted is not None  # every table of ours has one
+    added = f"ADD {key_sql('PRIMARY KEY', wanted.name, wanted.columns)}"
+    if live is None:
+        yield f"{step.alter} {added}"
+    elif live.does != wanted.does:
         # One statement for both: CockroachDB refuses a table without a key.
-        if live is not None:
-            actions = f"DROP CONSTRAINT {quote_name(live.name)}, {actions}"
-        yield f"{step.alter} {actions}"
-    elif live and live.name != wanted.name:
+        yield f"{step.alter} DROP CONSTRAINT {quote_name(live.name)}, {added}"
+    elif live.name != wanted.name:
         yield _rename(live.name, wanted.name)
 
 
@@ -238,43 +188,39 @@ def _serves_as(key: Key, ours: Key) -> bool:
     return is_over_them and (is_plain or key.is_constraint)
 
 
+def keys_in_the_way(step: Step) -> Iterator[str]:
+    """Drop what has the name of a key of ours and does not become one."""
+    # Before the conversion, which would rebuild it: an index that CREATE INDEX CONCURRENTLY left half built, because it
+    # found a duplicate, would find it again.
+    yield from (_drop(step, key) for key in _superseded(step, has_our_name=True))
+
+
 def keys(step: Step) -> Iterator[str]:
     """Leave each unique constraint and each index once; one that does the same is renamed instead of rebuilt."""
-    live, wanted = step.live.keys, step.wanted.keys
-    names = {key.name for key in wanted}  # on a server each key has one
-    kept = [(key, _best(key, live, names)) for key in wanted]
-    stay = [found for _, found in kept]
-    dropped = [
-        key for key in live if key not in stay and is_superseded(key, step.wanted)
+    for key in step.wanted.keys:
+        yield from _make(step, key, _becoming(key, step.live.keys))
+    # Last, so that uniqueness never lapses on CockroachDB, where the old server may be writing at the same time.
+    yield from (_drop(step, key) for key in _superseded(step, has_our_name=False))
+
+
+def _superseded(step: Step, *, has_our_name: bool) -> list[Key]:
+    """Return the live keys that go because ours do the same, or need their names."""
+    names = {key.name for key in step.wanted.keys}
+    stay = [_becoming(key, step.live.keys) for key in step.wanted.keys]
+    going = [key for key in step.live.keys if key not in stay]
+    return [
+        key
+        for key in going
+        if (key.name in names) is has_our_name and is_superseded(key, step.wanted)
     ]
-    # What has a wanted name goes before the name is given; what has another goes last, so that uniqueness never lapses
-    # on CockroachDB, where the old server may be writing at the same time.
-    yield from (_drop(step, key) for key in dropped if key.name in names)
-    for key, found in kept:
-        yield from _make(step, key, found)
-    yield from (_drop(step, key) for key in dropped if key.name not in names)
 
 
-def _best(
-    wanted: Key, live: Collection[Key], names: Collection[str | None]
-) -> Key | None:
-    """The live key that becomes the wanted one: it has its columns in the same order, and best its kind and name."""
-    found = []
-    for key in live:
-        if key.does != wanted.does:
-            continue
-        # It is to become another of ours.
-        if key.name in names and key.name != wanted.name:
-            continue
-        # An index becomes a constraint; the way back does not exist.
-        if key.is_constraint and not wanted.is_constraint:
-            continue
-        found.append(key)
-
-    def likeness(key: Key) -> tuple[bool, bool]:
-        return key.is_constraint == wanted.is_constraint, key.name == wanted.name
-
-    return max(found, key=likeness, default=None)
+def _becoming(wanted: Key, live: Collection[Key]) -> Key | None:
+    """Return the live key that is the wanted one, or becomes it: it has its columns in the same order."""
+    alike = [key for key in live if key.does == wanted.does]
+    # An index becomes a constraint; the way back does not exist.
+    fit = [key for key in alike if wanted.is_constraint or not key.is_constraint]
+    return wanted if wanted in fit else next(iter(fit), None)
 
 
 def _make(step: Step, wanted: Key, found: Key | None) -> Iterator[str]:
@@ -283,8 +229,9 @@ def _make(step: Step, wanted: Key, found: Key | None) -> Iterator[str]:
         yield f"{step.alter} ADD {key_sql('UNIQUE', wanted.name, wanted.columns)}"
     elif found is None:
         # Without transactions a killed run's statement may still be building it.
-        if_missing = not step.is_atomic
-        yield add_index_sql(step.live.name, wanted, if_missing=if_missing)
+        if_missing = "" if step.is_atomic else "IF NOT EXISTS "
+        table = quote_name(step.live.name)
+        yield f"CREATE {wanted.kind.upper()} {if_missing}{quote_name(name)} ON {table} {index_sql(wanted)}"
     elif wanted.is_constraint and not found.is_constraint:
         # The index is not built again, and it gets the constraint's name.
         old = quote_name(found.name)
@@ -299,20 +246,23 @@ def _rename(name: str, wanted: str) -> str:
 
 
 def _drop(step: Step, key: Key) -> str:
-    if key.is_constraint:
-        return step.drop_unique(key.name)
-    return f"DROP INDEX {quote_name(key.name)}"
+    name = quote_name(key.name)
+    if not key.is_constraint:
+        return f"DROP INDEX {name}"
+    if step.is_atomic:
+        return f"{step.alter} DROP CONSTRAINT {name}"
+    # CockroachDB refuses DROP CONSTRAINT for a UNIQUE one, and DROP INDEX for its index unless CASCADE follows.
+    return f"DROP INDEX {name} CASCADE"
 
 
 # The order matters: a key needs columns with their final values and types, and obstacles to a conversion are removed
 # before it.
 ASPECTS: tuple[Callable[[Step], Iterator[str]], ...] = (
-    half_built_indexes,
     obsolete_constraints,
+    keys_in_the_way,
     missing_columns,
     conversions,
     defaults,
     primary_key,
     keys,
-    lambda step: step.finish(),
 )

@@ -32,16 +32,16 @@ _OFFSET = r"[+-](?:0\d|1[0-5])(?::?[0-5]\d|:[0-5]\d:[0-5]\d)?"
 _ZONE = rf"\ ?({_OFFSET}|[A-Z][A-Za-z]{{2,4}})"
 
 _ISO = re.compile(rf"{_DATE}([ T]){_TIME}(Z|{_OFFSET})?", re.ASCII)
-_GERMAN = re.compile(rf"(\d\d)\.(\d\d)\.(\d{{4}})\ {_TIME}{_ZONE}", re.ASCII)
-_SQL = re.compile(rf"(\d\d)/(\d\d)/(\d{{4}})\ {_TIME}{_ZONE}", re.ASCII)
-_POSTGRES = re.compile(
-    rf"([A-Z][a-z]{{2}})\ (\d\d|[A-Z][a-z]{{2}})\ (\d\d|[A-Z][a-z]{{2}})\ {_TIME}\ (\d{{4}}){_ZONE}",
-    re.ASCII,
-)
+_NUMBERS = re.compile(rf"(\d\d)([./])(\d\d)\2(\d{{4}})\ {_TIME}{_ZONE}", re.ASCII)
 
 # Not calendar.month_abbr, whose names are the locale's.
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")  # fmt: skip
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTH = f"({'|'.join(_MONTHS)})"
+_POSTGRES = re.compile(
+    rf"([A-Z][a-z]{{2}})\ (?:(\d\d)\ {_MONTH}|{_MONTH}\ (\d\d))\ {_TIME}\ (\d{{4}}){_ZONE}",
+    re.ASCII,
+)
 
 # Abbreviations with exactly one offset in all zones of the tz database since 2020, in minutes.
 ZONES = {
@@ -123,17 +123,15 @@ def _parse(text: str) -> datetime:
             raise UnreadableTimestampError("names no time zone")
         # Without a zone it is SQLite's CURRENT_TIMESTAMP, in UTC.
         return _instant(date, time, zone or "Z")
-    if match := _GERMAN.fullmatch(text):
-        day, month, year, time, zone = match.groups()
-        return _instant(f"{year}-{month}-{day}", time, zone)
-    if match := _SQL.fullmatch(text):
-        first, second, year, time, zone = match.groups()
-        day, month = _day_and_month(first, second)
+    if match := _NUMBERS.fullmatch(text):
+        day, between, month, year, time, zone = match.groups()
+        if between == "/":
+            day, month = _day_and_month(day, month)
         return _instant(f"{year}-{month}-{day}", time, zone)
     if match := _POSTGRES.fullmatch(text):
-        weekday, first, second, time, year, zone = match.groups()
-        day, month = _named_month(first, second)
-        date = f"{year}-{month}-{day}"
+        weekday, day, month, month_first, day_behind, time, year, zone = match.groups()
+        number = _MONTHS.index(month or month_first) + 1
+        date = f"{year}-{number:02}-{day or day_behind}"
         if _WEEKDAYS[_calendar(date, time).weekday()] != weekday:
             raise UnreadableTimestampError(
                 "names a day of the week that the date is not"
@@ -149,15 +147,6 @@ def _day_and_month(first: str, second: str) -> tuple[str, str]:
     if int(first) <= 12 and first != second:
         raise UnreadableTimestampError("may be day/month or month/day")
     return first, second
-
-
-def _named_month(day: str, month: str) -> tuple[str, str]:
-    """Return the day and the month's number; PostgreSQL writes ``19 Feb`` or ``Feb 19``."""
-    if month.isdigit():
-        day, month = month, day
-    if month not in _MONTHS or not day.isdigit():
-        raise UnreadableTimestampError("is in no known timestamp format")
-    return day, f"{_MONTHS.index(month) + 1:02}"
 
 
 def _instant(date: str, time: str, zone: str) -> datetime:

@@ -6,8 +6,8 @@ SQL finds the unusual rows, and Python reads only those.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -54,11 +54,17 @@ class TableContent:
     stored_as: str  # its name in the database
     columns: list[StoredColumn]  # those of the old server
     formats: dict[str, Counter[str]]  # timestamp column -> format -> rows
-    rows: int
-    odd_rows: int  # rows that Python had to read
-    bad: UnusableValues = field(default_factory=UnusableValues)
-    nul_rows: int = 0  # rows with U+0000 in a text, which PostgreSQL cannot store
+    rows: int = 0
+    odd_rows: int = 0  # rows that Python had to read
     null_ids: int = 0  # agents without an id
+
+
+# The format of a readable timestamp, in SQL of every engine.
+FORMAT = (
+    "CASE WHEN substr({0}, 5, 1) <> '-' THEN 'datestyle' WHEN substr({0}, 11, 1) = 'T' THEN 'server'"
+    " WHEN substr({0}, 20) LIKE '%Z' OR substr({0}, 20) LIKE '%+%' OR substr({0}, 20) LIKE '%-%' THEN 'postgresql'"
+    " ELSE 'sqlite' END"
+)
 
 
 def read_content(
@@ -67,35 +73,37 @@ def read_content(
     table: Table,
     progress: Progress,
     reason: Reason,
+    bad: UnusableValues,
 ) -> TableContent:
     """Read every row of a table, in constant memory; ``reason`` judges the values that are not usual."""
     columns = [column for column in _columns(connection, name, table) if column.kind]
-    texts = [column for column in columns if column.is_to_convert]
-    usual = _usual(connection, columns)
-    formats = [
-        (column.name, key, f"count(*) FILTER (WHERE {condition})")
-        for column in texts
-        for key, condition in _formats(connection, column.sql)
-    ]
-    counts = ", ".join(["count(*)", *(count for *_, count in formats)])
-    # One pass over a table that the server wrote: counts say all there is to say. Python reads a row only if SQL cannot
-    # tell that each of its values converts, which is also so if a value is NULL, hence IS NOT TRUE.
-    counters = {column.name: Counter[str]() for column in texts}
-    progress(name, 0, 1)
-    [(odd_rows, number, *found)] = _query(
-        connection,
-        f"SELECT count(*) FILTER (WHERE ({usual}) IS NOT TRUE), {counts} FROM {quote_name(table.name)}",
+    formats = {
+        column.name: FORMAT.format(column.sql)
+        for column in columns
+        if column.is_to_convert
+    }
+    content = TableContent(
+        name, table.name, columns, {column: Counter() for column in formats}
     )
-    content = TableContent(name, table.name, columns, counters, number, odd_rows)
-    if odd_rows:
-        # A condition on the format holds for usual rows only, so they are counted apart from those that Python reads.
-        [(_, *found)] = _query(
-            connection, f"SELECT {counts} FROM {quote_name(table.name)} WHERE {usual}"
-        )
-        _read_odd_rows(connection, table, usual, content, reason)
-    for (column_name, key, _), number in zip(formats, found, strict=True):
-        if number:
-            content.formats[column_name][key] += number
+    progress(name, 0, 1)
+    # One pass over a table that the server wrote: counts say all there is to say. Python reads a row only if SQL cannot
+    # tell that each of its values converts, which is also so if a value is NULL, hence IS TRUE.
+    usual = f"({_usual(connection, columns)}) IS TRUE"
+    keys = ", ".join([usual, *formats.values()])
+    places = ", ".join(str(place) for place in range(1, len(formats) + 2))
+    source = quote_name(table.name)
+    for is_usual, *found, number in _query(
+        connection, f"SELECT {keys}, count(*) FROM {source} GROUP BY {places}"
+    ):
+        content.rows += number
+        if is_usual:
+            for column, key in zip(formats, found, strict=True):
+                content.formats[column][key] += number
+        else:
+            content.odd_rows += number
+    if content.odd_rows:
+        where = f"FROM {source} WHERE NOT ({usual})"
+        _read_odd_rows(connection, table, content, where, formats, reason, bad)
     progress(name, content.rows, content.rows)
     return content
 
@@ -155,54 +163,35 @@ def _has_any_bytes(connection: BaseDatabaseWrapper) -> bool:
     )
 
 
-def _formats(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[str, str]]:
-    """Return the formats of usual timestamps, each with an SQL condition, like ``readable_format``."""
-    if connection.vendor == "sqlite":
-        return [("server", f"length({sql}) = 24"), ("sqlite", f"length({sql}) <> 24")]
-    is_server = f"substr({sql}, 11, 1) = 'T'"
-    has_zone = f"right({sql}, 1) = 'Z' OR substr({sql}, 20) ~ '[+-]'"
-    return [
-        ("server", is_server),
-        ("postgresql", f"NOT ({is_server}) AND ({has_zone})"),
-        ("sqlite", f"NOT ({is_server}) AND NOT ({has_zone})"),
-    ]
-
-
-def readable_format(text: str) -> str:
-    """Return the format of a readable timestamp."""
-    if text[4] != "-":
-        return "datestyle"
-    if text[10] == "T":
-        return "server"
-    behind_seconds = text[19:]
-    if any(sign in behind_seconds for sign in "Z+-"):
-        return "postgresql"
-    return "sqlite"
-
-
 def _read_odd_rows(
     connection: BaseDatabaseWrapper,
     table: Table,
-    usual: str,
     content: TableContent,
-    reason: Reason,
+    where: str,
+    formats: Mapping[str, str],
+    reason_of: Reason,
+    bad: UnusableValues,
 ) -> None:
-    columns = content.columns
     # Agents with the name as key get their id in the adoption.
     is_fillable = content.table == "agents" and key_of(table) != ("id",)
-    parts = [_as_read(connection, column) for column in columns]
+    parts = [_as_read(connection, column) for column in content.columns]
+    parts += formats.values()
     if connection.vendor == "sqlite" and "without rowid" not in table.options:
         parts.append("rowid")
-    sql = f"SELECT {', '.join(parts)} FROM {quote_name(table.name)} WHERE ({usual}) IS NOT TRUE"
-    for row in _rows(connection, sql):
-        values = dict(zip(columns, row, strict=False))
+    for row in _rows(connection, f"SELECT {', '.join(parts)} {where}"):
+        values = dict(zip(content.columns, row, strict=False))
+        behind = row[len(values) :]
+        found = dict(zip(formats, behind, strict=False))
         by_name = {column.name: value for column, value in values.items()}
-        rowid = row[len(columns) :]
-        title = _title(by_name, is_fillable, rowid)
-        if is_fillable and by_name.get("id", "") is None:
-            content.null_ids += 1
-            values = {each: values[each] for each in values if each.name != "id"}
-        _read_row(values, title, content, reason)
+        title = _title(by_name, is_fillable, behind[len(formats) :])
+        for column, value in values.items():
+            if is_fillable and column.name == "id" and value is None:
+                content.null_ids += 1
+            elif reason := reason_of(column, value):
+                place = content.table, title, column.name
+                bad.add(UnusableValue(*place, shown(value), reason))
+            elif column.is_to_convert:
+                content.formats[column.name][found[column.name]] += 1
 
 
 def _title(values: Mapping[str, Any], is_fillable: bool, rowid: tuple[int, ...]) -> str:
@@ -216,26 +205,6 @@ def _title(values: Mapping[str, Any], is_fillable: bool, rowid: tuple[int, ...])
     return "without an id"
 
 
-def _read_row(
-    values: Mapping[StoredColumn, Any],
-    title: str,
-    content: TableContent,
-    reason_of: Reason,
-) -> None:
-    reasons = {column: reason_of(column, value) for column, value in values.items()}
-    if not any(reasons.values()):
-        content.nul_rows += any(
-            isinstance(value, str) and "\0" in value for value in values.values()
-        )
-    for column, reason in reasons.items():
-        value = values[column]
-        if reason is not None:
-            bad = UnusableValue(content.table, title, column.name, shown(value), reason)
-            content.bad.add(bad)
-        elif column.is_to_convert:
-            content.formats[column.name][readable_format(value)] += 1
-
-
 def _reason(
     connection: BaseDatabaseWrapper, column: StoredColumn, value: Any
 ) -> str | None:
@@ -246,7 +215,7 @@ def _reason(
         return too_wide(value)
     # The conversion of another DateStyle takes a function of the session, which CockroachDB does not have.
     is_online = connection.vendor == "cockroachdb" and column.is_to_convert
-    if is_online and readable_format(value) == "datestyle":
+    if is_online and value[4] != "-":
         return "is not a timestamp that CockroachDB can read"
     return None
 
@@ -286,36 +255,27 @@ def read_contents(
     tables: Mapping[str, Table],
     progress: Progress = SILENT,
     reason: Reason | None = None,
-) -> dict[str, TableContent]:
-    """Return the contents of ours among the tables, by name."""
+) -> tuple[dict[str, TableContent], UnusableValues]:
+    """Return the contents of ours among the tables, by name, and the values that ``reason`` refuses."""
     reason = reason or partial(_reason, connection)
-    return {
-        name: read_content(connection, name, tables[name], progress, reason)
+    bad = UnusableValues()
+    contents = {
+        name: read_content(connection, name, tables[name], progress, reason, bad)
         for name in OLD_COLUMNS
         if name in tables
     }
+    return contents, bad
 
 
-def read_usable_values(connection: BaseDatabaseWrapper) -> list[TableContent]:
-    """Return the contents of the old tables, without changing anything.
+def read_usable_values(connection: BaseDatabaseWrapper) -> dict[str, TableContent]:
+    """Return the contents of the old tables by name, without changing anything.
 
     Raise ``AdoptionRefusedError`` if a value cannot be converted.
     """
-    tables = read_tables(connection, OLD_COLUMNS)
-    contents = list(read_contents(connection, tables).values())
-    values = unusable_values(contents)
-    if values.total:
-        raise AdoptionRefusedError((Refusal.unconvertible(values),))
+    contents, bad = read_contents(connection, read_tables(connection, OLD_COLUMNS))
+    if bad.total:
+        raise AdoptionRefusedError((Refusal.unconvertible(bad),))
     return contents
-
-
-def unusable_values(contents: Iterable[TableContent]) -> UnusableValues:
-    """Return those of all tables."""
-    values = UnusableValues()
-    for content in contents:
-        values.total += content.bad.total
-        values.first = [*values.first, *content.bad.first][:SHOWN_ROWS]
-    return values
 
 
 def timestamp_sources(
@@ -332,8 +292,8 @@ def timestamp_sources(
     texts = [column for column in stored if not column.is_native]
     template = "{}::timestamptz"
     # CockroachDB has no such formats. A row in one is an odd row, so most tables need no second look.
-    may_be_rare = connection.vendor == "postgresql" and texts and content.odd_rows
-    if may_be_rare and read_instants(connection, content.stored_as, texts):
+    if connection.vendor == "postgresql" and texts and content.odd_rows:
+        read_instants(connection, content.stored_as, texts)
         template = "pg_temp.agentdb_instant({})"
     return {column.name: template.format(column.sql) for column in texts}
 

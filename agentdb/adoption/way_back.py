@@ -17,7 +17,7 @@ from agentdb.errors import InvalidInputError
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import migration_names, recorded_migrations
 from agentdb.schema.queries import rows
-from agentdb.sqlite_files import descriptors, identity, is_kept_open
+from agentdb.sqlite_files import identity, is_kept_open
 
 _SHOWN = 10
 # A server notices only after a moment that a program has gone.
@@ -72,18 +72,12 @@ def refuse_others(connection: BaseDatabaseWrapper) -> None:
         if not (others := list(find())):
             return
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    one = len(others) == 1
     listed = "".join(f"\n  {other}" for other in others[:_SHOWN])
     more = f"\n  and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-    where = (
-        " CockroachDB does not say which database each one uses."
-        if connection.vendor == "cockroachdb"
-        else ""
-    )
     raise InvalidInputError(
-        f"{len(others)} other connection{' is' if one else 's are'} open:{listed}{more}\n"
-        f"A running agentdb would lose or corrupt what it writes after the way back.{where} Nothing was changed. Stop "
-        f"{'it' if one else 'them'} and run the command again, or go back all the same with --force."
+        f"Other connections are open ({len(others)}):{listed}{more}\n"
+        "A running agentdb would lose or corrupt what it writes after the way back. Nothing was changed. Close them "
+        "and run the command again, or go back all the same with --force."
     )
 
 
@@ -95,15 +89,8 @@ def _sessions(connection: BaseDatabaseWrapper) -> Iterator[str]:
 def _processes(path: Path) -> Iterator[str]:
     """Each process that has the file open, once for each of its descriptors."""
     file = identity(path)
-    own = [
-        number
-        for number in descriptors()
-        if identity(number) == file and not is_kept_open(number)
-    ]
-    yield from (f"process {os.getpid()}: this program" for _ in own)
     for folder in _PROCESSES.glob("[0-9]*"):
-        if folder.name == str(os.getpid()):
-            continue
+        is_own = folder.name == str(os.getpid())
         try:
             links = list((folder / "fd").iterdir())
             command = (
@@ -115,11 +102,10 @@ def _processes(path: Path) -> Iterator[str]:
             )
         except OSError:  # gone meanwhile, or another user's
             continue
-        yield from (
-            f"process {folder.name}: {command[:100]}"
-            for link in links
-            if identity(link) == file
-        )
+        for link in links:
+            is_kept = is_own and is_kept_open(int(link.name))
+            if identity(link) == file and not is_kept:
+                yield f"process {folder.name}: {command[:100]}"
 
 
 def back_up(connection: BaseDatabaseWrapper, progress: Progress) -> None:

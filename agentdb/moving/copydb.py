@@ -23,7 +23,7 @@ from agentdb.adoption.obstacles import (
 )
 from agentdb.adoption.progress import SILENT, Progress
 from agentdb.adoption.timestamps import native_text
-from agentdb.adoption.values import read_contents, unusable_values
+from agentdb.adoption.values import read_contents
 from agentdb.errors import (
     AgentDbError,
     InvalidInputError,
@@ -427,8 +427,7 @@ def refuse_uncopyable(
 ) -> None:
     """Raise ``InvalidInputError`` with the first values that the target cannot store."""
     reason = partial(_reason, writing.vendor)
-    contents = read_contents(reading, read_tables(reading), reason=reason)
-    values = unusable_values(contents.values())
+    _, values = read_contents(reading, read_tables(reading), reason=reason)
     if values.total:
         refusal = Refusal.about(
             values,

@@ -201,15 +201,14 @@ def assert_all_rows_are_there(
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_an_upgrade_that_lacks_steps_in_the_middle_has_them_named(
+def test_an_upgrade_that_lacks_a_step_in_the_middle_stopped_before_it(
     engine: str, load_legacy: Load
 ):
     url = load_legacy("crash-a-to-b-k13")
     execute(url, "DROP TABLE sandboxes")
     run = baselinedb(url, "--check")
     assert (
-        "Shape: an upgrade to multi-tenant in which these of 10 steps are missing: created sandboxes, added "
-        "sandboxes.tenant_id, keyed agents by id, made (tenant_id, name) unique, dropped the foreign key of sessions"
+        "Shape: an upgrade to multi-tenant that stopped after step 2 of 10 (created sessions)"
     ) in run.out.splitlines()
 
 
@@ -400,7 +399,8 @@ def test_single_tenant_plan_names_every_step(load_legacy: Load, engine: str):
 
     found = run.out.partition("Found: ")[2].splitlines()[0]
     assert url.partition("?")[0].rpartition("/")[2] in found
-    assert re.search(r", [\d.]+ [KM]iB$", found)
+    has_size = re.search(r", [\d.]+ [KM]iB$", found) is not None
+    assert has_size is (engine == "sqlite")
     agents, sandboxes, sessions, stamps = (
         (17, 28, 64, 218) if engine == "sqlite" else (21, 37, 70, 256)
     )

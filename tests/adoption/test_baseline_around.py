@@ -212,6 +212,10 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "ALTER TABLE sessions ADD COLUMN own TEXT",
         "CREATE UNIQUE INDEX own ON sessions (own)",
     ),
+    "unique index on an own column of a quoted name": (
+        'ALTER TABLE sessions ADD COLUMN "own ""n" TEXT',
+        'CREATE UNIQUE INDEX own ON sessions ("own ""n" DESC)',
+    ),
     "view with an unknown function": (
         "CREATE VIEW own AS SELECT is_large(id) FROM sessions",
     ),
@@ -459,7 +463,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
 
 
 WOULD_FAIL = "The adoption would fail on what was built around the tables: "
-CONVERTED = "Table 'sessions' cannot be converted. "
+CONVERTED = "Table 'sessions' cannot be converted: "
 TAKEN = f"{CONVERTED}there is already a table named idx_sessions_created."
 TAKEN_BY_INDEX = f"{CONVERTED}index idx_sessions_created already exists."
 TOO_UNIQUE = (
@@ -488,11 +492,11 @@ REFUSED = {
     "agentdb_new_sessions in the way": 'agentdb_new_sessions" already exists.',
     "agentdb_new_sessions is a view": 'agentdb_new_sessions" already exists.',
     "agentdb_new_agents is an index": "there is already an index named agentdb_new_agents.",
-    "an index has the name of ours": WOULD_FAIL + TAKEN_BY_INDEX,
-    "a table has the name of our index": WOULD_FAIL + TAKEN,
-    "a table has the name of our index in capitals": WOULD_FAIL + TAKEN,
-    "a view has the name of our index": WOULD_FAIL + TAKEN,
-    "our index on another table of ours": WOULD_FAIL + TAKEN_BY_INDEX,
+    "an index has the name of ours": TAKEN_BY_INDEX,
+    "a table has the name of our index": TAKEN,
+    "a table has the name of our index in capitals": TAKEN,
+    "a view has the name of our index": TAKEN,
+    "our index on another table of ours": TAKEN_BY_INDEX,
     "django_migrations is a view": WOULD_FAIL
     + "Unable to create the django_migrations table",
     "django_migrations is another table": "cannot be used: no such column: name",

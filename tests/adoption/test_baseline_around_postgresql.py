@@ -96,8 +96,24 @@ def test_what_only_shows_on_the_way_is_refused_and_undone(
 
     assert run.code == 2
     assert sentence in run.err
-    assert run.err.endswith(" Nothing was changed.")
+    assert run.err.endswith("\nNothing was changed.")
     assert (described(url), snapshot(url)) == before
+
+
+def test_a_view_of_a_role_that_this_one_may_not_become_is_named(
+    without_temporary_tables: tuple[str, str],
+):
+    url, as_writer = without_temporary_tables
+    execute(url, *CARRIED["view"])
+
+    check, adoption = baselinedb(as_writer, "--check"), baselinedb(as_writer)
+
+    assert (check.code, adoption.code) == (2, 2)
+    assert check.err == adoption.err
+    assert check.err == (
+        "View 'own' cannot be recreated with the new types of the columns it reads: must be owner of view own. Drop "
+        "it, run the command again, and recreate it.\nNothing was changed."
+    )
 
 
 def test_where_nothing_can_be_written_check_says_so(load_legacy: Load, engine: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import sqlite3
 import stat
@@ -11,9 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -71,41 +70,34 @@ def test_only_the_owner_may_read_a_copy(source: Path):
     assert stat.S_IMODE(back_up(source).stat().st_mode) == 0o600
 
 
-def test_copies_of_the_same_second_have_names_of_their_own(
-    source: Path, monkeypatch: pytest.MonkeyPatch
-):
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
-            return datetime(2026, 2, 19, 20, 53, 16, tzinfo=tz)
-
-    monkeypatch.setattr("agentdb.adoption.sqlite_backup.datetime", Clock)
-
+def test_each_copy_has_a_name_of_its_own(source: Path):
     descriptors = os.listdir("/dev/fd")
 
-    copies = [back_up(source) for _ in range(3)]
+    copies = {back_up(source) for _ in range(3)}
 
     assert os.listdir("/dev/fd") == descriptors
+    assert len(copies) == 3
     assert all(copy.exists() for copy in copies)
-    assert [copy.name.removeprefix("hot-wal.db.backup-") for copy in copies] == [
-        "20260219T205316Z",
-        "20260219T205316Z-2",
-        "20260219T205316Z-3",
-    ]
+    assert all(
+        re.fullmatch(r"hot-wal\.db\.backup-\d{8}T\d{6}\.\d{6}Z", copy.name)
+        for copy in copies
+    )
 
 
 def test_what_a_killed_copy_left_is_removed_and_finished_ones_are_kept(source: Path):
-    left = source.with_name("hot-wal.db.backup-20260219T205316Z.partial")
-    kept = source.with_name("hot-wal.db.backup-20260219T205315Z")
-    other = source.with_name("other.db.backup-20260219T205316Z.partial")
-    for path in (left, kept, other):
+    left = source.with_name(".hot-wal.db.backup-20260219T205316.5Z.1.partial")
+    log = source.with_name(f"{left.name}-journal")
+    kept = source.with_name("hot-wal.db.backup-20260219T205315.5Z")
+    other = source.with_name(".other.db.backup-20260219T205316.5Z.1.partial")
+    for path in (left, log, kept, other):
         path.write_bytes(b"")
     # What cannot be removed is in nobody's way.
-    source.with_name("hot-wal.db.backup-20260219T205317Z.partial").mkdir()
+    source.with_name(".hot-wal.db.backup-20260219T205317.5Z.1.partial").mkdir()
 
     back_up(source)
 
-    assert [path.exists() for path in (left, kept, other)] == [False, True, True]
+    paths = (left, log, kept, other)
+    assert [path.exists() for path in paths] == [False, False, True, True]
 
 
 def test_the_copy_is_flushed_before_it_gets_its_name(
@@ -118,7 +110,8 @@ def test_the_copy_is_flushed_before_it_gets_its_name(
 
     copy = back_up(source)
 
-    assert flushed == [(f"{copy.name}.partial", True), (source.parent.name, True)]
+    partial = f".{copy.name}.{os.getpid()}.partial"
+    assert flushed == [(partial, True), (source.parent.name, True)]
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import zoneinfo
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -17,7 +19,7 @@ from agentdb.adoption.timestamps import (
     parse_timestamp,
     server_text,
 )
-from agentdb.adoption.values import readable_format
+from agentdb.adoption.values import FORMAT
 from agentdb.models import Session
 from tests.helpers.baseline_runs import baselinedb
 from tests.helpers.legacy_databases import opened, rows
@@ -162,7 +164,9 @@ def test_a_format_that_occurs_is_read_as_its_instant(text: str):
 
     assert parse_timestamp(text) == instant
     assert parse_timestamp(text).utcoffset() == timedelta(0)
-    assert readable_format(text) == name
+    with closing(sqlite3.connect(":memory:")) as connection:
+        found = connection.execute(f"SELECT {FORMAT.format('?1')}", [text])
+        assert found.fetchall() == [(name,)]
 
 
 @pytest.mark.parametrize("text", READ)

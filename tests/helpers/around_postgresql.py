@@ -209,6 +209,10 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "unique constraint on an own column with a space": (
         'ALTER TABLE sessions ADD "o w n" text CONSTRAINT own UNIQUE',
     ),
+    "unique index of an own column with a quote": (
+        'ALTER TABLE sessions ADD "own ""n" text',
+        'CREATE UNIQUE INDEX own ON sessions ("own ""n" DESC)',
+    ),
     "unique index of an own column": (
         "ALTER TABLE sessions ADD own text",
         "CREATE UNIQUE INDEX own_i ON sessions (own)",
@@ -291,10 +295,13 @@ _NO_FUNCTION = (
     "function substr(timestamp with time zone, integer, integer) does not exist."
 )
 _NO_SUBSTR = "cannot be recreated with the new types of the columns it reads: function substr(timestamp with time zone"
-_FAILS = "The adoption would fail on what was built around the tables: Table 'sessions' cannot be converted. "
+_FAILS = "Table 'sessions' cannot be converted: "
 _USED = f"{_FAILS}cannot alter type of a column used by a "
 _READS = 'depends on column "created_at". Rename or drop that, run the command again, and recreate it.'
-_READ_BY_VIEW = f"{_FAILS}cannot drop view own because other objects depend on it: "
+_READ_BY_VIEW = (
+    "View 'own' cannot be recreated with the new types of the columns it reads: cannot drop view own because other "
+    "objects depend on it: "
+)
 
 # Each is refused with this sentence, or one that begins so.
 REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -473,7 +480,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "event trigger that forbids": (
-        "The adoption would fail on what was built around the tables: Table 'sessions' cannot be converted. no. Rename",
+        "Table 'api_keys' cannot be converted: no. Rename",
         (
             "CREATE FUNCTION own_e() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END'",
             "CREATE EVENT TRIGGER own ON ddl_command_start WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION own_e()",

@@ -63,11 +63,11 @@ class Command(DatabaseCommand):
         outcome = run(database, self.progress, found, backup=not no_backup)
         if json:
             self.print_json(as_json(outcome, checked=check))
-        elif outcome.plan.has_work and not check:
+        elif outcome.plan.actions and not check:
             self.print_lines(describe_outcome(outcome))
         if outcome.plan.refusals:
             sys.exit(2)
-        if check and outcome.plan.has_work:
+        if check and outcome.plan.actions:
             sys.exit(1)
 
     def error_report(self, error: AgentDbError) -> object:
