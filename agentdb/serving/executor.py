@@ -76,7 +76,9 @@ class Executor:
         return view
 
     def _slot(self) -> Slot:
-        """Return this thread's slot; raises ``DatabaseClosedError`` if this view or the whole is closed."""
+        """Return this thread's slot; raises ``DatabaseClosedError`` if this view, its part or the whole has ended."""
+        if self._part is not None:
+            self._part.check_use()
         if self._closed:
             raise DatabaseClosedError(
                 "The view of a tenant is closed. Make another one with for_tenant()."

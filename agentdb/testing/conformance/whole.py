@@ -203,6 +203,10 @@ class WholeContract(Subject):
             make_agent(inside)
         with pytest.raises(DatabaseClosedError):
             make_agent(view)
+        with pytest.raises(DatabaseClosedError):
+            inside.for_tenant("acme")
+        with pytest.raises(DatabaseClosedError):
+            inside.health()
         assert db.list_agents() == []
 
     # -- views of a tenant
