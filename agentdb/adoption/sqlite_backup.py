@@ -17,6 +17,7 @@ from agentdb.adoption.progress import SILENT, Progress
 from agentdb.errors import DatabaseUnavailableError, InvalidInputError
 from agentdb.faults import Fault, classify, describe_file, describe_sqlite_failure
 from agentdb.schema.inspection import sqlite_path
+from agentdb.schema.queries import quote_name
 from agentdb.wording import uncapitalized
 
 _PAGES_PER_STEP = 4096
@@ -25,7 +26,6 @@ _TIMEOUT_SECONDS = 30.0  # of a writer that has the file locked
 _COMPANIONS = ("-journal", "-wal", "-shm")
 _WITHOUT_BACKUP = "Back the file up elsewhere and use --no-backup."
 _OTHER_FILE = "Name another file."
-_ONLY_THE_OPERATORS = ("unknown function", "no such function", "no such collation")
 
 
 def back_up(
@@ -150,16 +150,29 @@ def _damage(path: Path) -> str | None:
     """Return the first fault of the file, or None."""
     # Of the copy, not of the source: it says that what was written can be read, and holds up no writer.
     with closing(_open(path, "ro")) as connection:
-        # The quick check reads no index, so it needs no function or collation that only the operator's program has.
-        for check in ("integrity_check", "quick_check"):
-            try:
-                [(found,)] = connection.execute(f"PRAGMA {check}(1)")
-            except sqlite3.OperationalError as error:
-                if not str(error).startswith(_ONLY_THE_OPERATORS):
-                    raise
-            else:
-                return None if found == "ok" else " ".join(found.split())
-    return None
+        results = [_checked(connection, "1")]
+        if results == [None]:
+            tables = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+            )
+            results = [
+                _checked(connection, quote_name(name)) for (name,) in tables.fetchall()
+            ]
+    faults = [" ".join(result.split()) for result in results if result]
+    return next((fault for fault in faults if fault != "ok"), None)
+
+
+def _checked(connection: sqlite3.Connection, what: str) -> str | None:
+    """Check the file, or a table; return None if it has an index or a check that only the operator's program reads."""
+    try:
+        [found] = connection.execute(f"PRAGMA integrity_check({what})").fetchmany(1)
+    except sqlite3.OperationalError as error:
+        if str(error).startswith(
+            ("unknown function", "no such function", "no such collation")
+        ):
+            return None
+        raise
+    return str(found[0])
 
 
 def _remove_leftovers(source: Path) -> None:
