@@ -165,9 +165,7 @@ def adopt(
     except BaseException as error:
         # From the COMMIT on only a refusal says that nothing was stored. Ctrl-C may come while it writes.
         if outcome is None or isinstance(error, AdoptionRefusedError):
-            # The database is as it was, so its backup is useless.
-            if copy is not None:
-                copy.unlink(missing_ok=True)
+            _discard(copy)
         elif isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(_PERHAPS_ADOPTED) from None
         raise
@@ -182,6 +180,12 @@ def _check_writable(path: Path) -> None:
             f"The database file {str(path)!r} is read-only. Allow writing to it and to its folder, and try again. "
             "Nothing was changed."
         )
+
+
+def _discard(copy: Path | None) -> None:
+    # The database is as it was, so its backup is useless.
+    if copy is not None:
+        copy.unlink(missing_ok=True)
 
 
 @contextmanager

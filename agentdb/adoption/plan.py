@@ -79,24 +79,18 @@ def read(connection: BaseDatabaseWrapper, progress: Progress = SILENT) -> Findin
     misspelt = tuple(misspelt_timestamps(connection, readable))
     is_done = shape.is_latest and shape.recorded == migration_names() and not misspelt
     path = sqlite_path(connection)
-    is_sqlite = connection.vendor == "sqlite"
-    place = "in memory" if is_sqlite else server_name(connection.settings_dict)
     contents, unusable = read_contents(connection, readable, progress)
     return Findings(
         engine=connection.vendor,
-        place=str(path or place),
+        place=str(path or _place(connection)),
         size=rows(connection, _FILE_SIZE)[0][0] if path else None,
         version=server_version(connection),
         shape=shape,
         wanted=wanted,
         contents=contents,
         unusable=unusable,
-        # Zero for a view, and for a table of which this role may not read all rows.
         other_rows={
-            name: readable_rows(connection, name)
-            if shape.live[name].kind == "table"
-            else 0
-            for name in shape.others
+            name: _count_or_zero(connection, shape.live[name]) for name in shape.others
         },
         duplicates=() if is_done else tuple(_duplicates(connection, readable, wanted)),
         obstacles=()
@@ -139,6 +133,16 @@ def _duplicates(
                 found = duplicates(connection, name, table, present)
                 if found.total:
                     yield found
+
+
+def _count_or_zero(connection: BaseDatabaseWrapper, table: Table) -> int:
+    """Return the rows of a table that is not ours; zero if it is a view, or this role may not read them all."""
+    return readable_rows(connection, table.name) if table.kind == "table" else 0
+
+
+def _place(connection: BaseDatabaseWrapper) -> str:
+    is_sqlite = connection.vendor == "sqlite"
+    return "in memory" if is_sqlite else server_name(connection.settings_dict)
 
 
 _FILE_SIZE = (

@@ -281,14 +281,17 @@ def _kind(
     native = NATIVE_TIMESTAMP[vendor]
     # No old server made timestamps of the engine's type.
     if any(column.type == native for column in _timestamps(tables)):
-        if recorded:
-            last = recorded[-1]
-            return Kind.ALTERED, f"changed since migration {last} was applied"
-        return Kind.ALTERED, "in part with native timestamps"
+        return Kind.ALTERED, _altered(recorded)
     steps = _steps(vendor, tables)
     if all(steps.values()):
         return _multi_tenant(tables, others)
     return _old_kind(steps)
+
+
+def _altered(recorded: tuple[str, ...]) -> str:
+    if recorded:
+        return f"changed since migration {recorded[-1]} was applied"
+    return "in part with native timestamps"
 
 
 def _multi_tenant(
@@ -358,18 +361,14 @@ def _steps(vendor: str, tables: Mapping[str, Table]) -> dict[str, bool]:
     """Return the steps to a multi-tenant database in order, each with whether the tables show that it was taken."""
     agents, sessions = tables.get("agents"), tables.get("sessions")
     key = key_of(agents)
-    columns = {
-        f"{name}.{column.name}": column
-        for name, table in tables.items()
-        for column in table.columns
-    }
     steps = {f"created {name}": name in tables for name in _FIRST_TABLES}
     for name in _FIRST_TABLES:
-        steps[f"added {name}.tenant_id"] = f"{name}.tenant_id" in columns
+        tenant = _column(tables.get(name), "tenant_id")
+        steps[f"added {name}.tenant_id"] = tenant is not None
     steps["created api_keys"] = "api_keys" in tables
     # SQLite rebuilds agents with its id and its key at once; PostgreSQL takes a statement for each.
     if vendor != "sqlite":
-        ids = columns.get("agents.id")
+        ids = _column(agents, "id")
         steps["added agents.id"] = ids is not None
         steps["made agents.id NOT NULL"] = ids is not None and not ids.nullable
         steps[_STUCK] = agents is not None and key != ("name",)
@@ -380,3 +379,7 @@ def _steps(vendor: str, tables: Mapping[str, Table]) -> dict[str, bool]:
         is_obsolete_key(key, OLD_COLUMNS["sessions"]) for key in sessions.foreign_keys
     )
     return steps
+
+
+def _column(table: Table | None, name: str) -> Column | None:
+    return None if table is None else table.column(name)

@@ -124,9 +124,8 @@ def _parse(text: str) -> datetime:
         # Without a zone it is SQLite's CURRENT_TIMESTAMP, in UTC.
         return _instant(date, time, zone or "Z")
     if match := _NUMBERS.fullmatch(text):
-        day, between, month, year, time, zone = match.groups()
-        if between == "/":
-            day, month = _day_and_month(day, month)
+        first, between, second, year, time, zone = match.groups()
+        day, month = _day_and_month(first, between, second)
         return _instant(f"{year}-{month}-{day}", time, zone)
     if match := _POSTGRES.fullmatch(text):
         weekday, day, month, month_first, day_behind, time, year, zone = match.groups()
@@ -140,8 +139,10 @@ def _parse(text: str) -> datetime:
     raise UnreadableTimestampError("is in no known timestamp format")
 
 
-def _day_and_month(first: str, second: str) -> tuple[str, str]:
-    """Tell day and month of ``13/02`` and ``02/13``; the text does not say their order."""
+def _day_and_month(first: str, between: str, second: str) -> tuple[str, str]:
+    """Tell day and month of ``13.02``, ``13/02`` and ``02/13``; with slashes the text does not say their order."""
+    if between == ".":
+        return first, second
     if int(second) > 12:
         return second, first
     if int(first) <= 12 and first != second:

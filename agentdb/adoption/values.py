@@ -184,14 +184,26 @@ def _read_odd_rows(
         found = dict(zip(formats, behind, strict=False))
         by_name = {column.name: value for column, value in values.items()}
         title = _title(by_name, is_fillable, behind[len(formats) :])
-        for column, value in values.items():
-            if is_fillable and column.name == "id" and value is None:
-                content.null_ids += 1
-            elif reason := reason_of(column, value):
-                place = content.table, title, column.name
-                bad.add(UnusableValue(*place, shown(value), reason))
-            elif column.is_to_convert:
-                content.formats[column.name][found[column.name]] += 1
+        if is_fillable and by_name.get("id", "") is None:
+            content.null_ids += 1
+            values = {each: values[each] for each in values if each.name != "id"}
+        _judge_row(content, title, values, found, reason_of, bad)
+
+
+def _judge_row(
+    content: TableContent,
+    title: str,
+    values: Mapping[StoredColumn, Any],
+    formats: Mapping[str, str],
+    reason_of: Reason,
+    bad: UnusableValues,
+) -> None:
+    for column, value in values.items():
+        if reason := reason_of(column, value):
+            place = content.table, title, column.name
+            bad.add(UnusableValue(*place, shown(value), reason))
+        elif column.is_to_convert:
+            content.formats[column.name][formats[column.name]] += 1
 
 
 def _title(values: Mapping[str, Any], is_fillable: bool, rowid: tuple[int, ...]) -> str:

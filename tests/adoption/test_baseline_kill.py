@@ -146,7 +146,7 @@ POINTS = [
     ("agentdb.adoption.change.Change._reshape", 1),
     ("agentdb.adoption.change.conform_table", 1),
     ("agentdb.adoption.change.conform_table", 2),
-    ("agentdb.adoption.change.create_table", 1),
+    ("agentdb.adoption.conforming.create_table", 1),
     ("agentdb.adoption.change.conform_table", 3),
     ("agentdb.adoption.change.MigrationRecorder", 1),
     ("agentdb.adoption.change.Change._verify_rows", 1),
