@@ -28,7 +28,7 @@ class Block:
     def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
         self._wrapper = wrapper
         # What Django's wrapper had open around it: in a host's transaction its outermost atomic().
-        self.outermost = wrapper.atomic_blocks[:1]
+        self.outermost: list[Any] = wrapper.atomic_blocks[:1]
         self.failure: AgentDbError | None = None
         self.fault: Fault | None = None
 
@@ -203,7 +203,7 @@ class Savepoint(InOneThread):
         self._slot = slot
         self.block = block
         self._atomic = transaction.atomic(using=slot.wrapper.alias)
-        self.is_over = True  # until it has begun
+        self.is_over: bool = True  # until it has begun
 
     def begin(self) -> None:
         wrapper = self._slot.wrapper

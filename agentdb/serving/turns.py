@@ -50,7 +50,7 @@ class _Writer:
         self.answer: Answer | None = None
         self.batch: _Batch | None = None  # which runs the statement
         # Held while the thread sleeps: releasing it once is the wake-up.
-        self.wake = threading.Lock()
+        self.wake: threading.Lock = threading.Lock()
         self.wake.acquire()
 
     def tell(self) -> None:
@@ -223,7 +223,7 @@ class _Batch:
         self._turns = turns
         self._turn = weakref.ref(turn)  # which ends with the leader's frame
         self._connection = connection
-        self.writers = [leader]
+        self.writers: list[_Writer] = [leader]
         self._results: list[Answer] = []
         self._committed: list[Any] = []  # has an item once COMMIT has returned
         self._failure: Exception | None = None

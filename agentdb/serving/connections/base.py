@@ -47,7 +47,7 @@ class Engine(ABC):
     # The driver's exceptions, and Django's wrappers.
     errors: tuple[type[Exception], ...]
     has_server: bool
-    is_in_memory = False  # the database ends with its last connection
+    is_in_memory: bool = False  # the database ends with its last connection
     prepares = True  # until a pooler has lost a prepared statement
     # Rows that other transactions have locked; see expressions.Locked.
     skips_locked: bool
@@ -192,8 +192,8 @@ class Slot:
     def __init__(self, engine: Engine, wrapper: BaseDatabaseWrapper) -> None:
         self.engine = engine
         self.wrapper = wrapper
-        self.lock = threading.RLock()
-        self.used = time.monotonic()  # when it was last used
+        self.lock: threading.RLock = threading.RLock()
+        self.used: float = time.monotonic()  # when it was last used
         # Waits until another connection may be opened.
         self.room: Callable[[Slot], AbstractContextManager[object]] = nullcontext
         # The state of the host's open transaction; see transactions.py.

@@ -22,7 +22,7 @@ from agentdb.errors import (
     InvalidInputError,
 )
 from agentdb.serving.connections import engine_of
-from agentdb.serving.connections.base import Slot, left_to_the_parent
+from agentdb.serving.connections.base import Engine, Slot, left_to_the_parent
 from agentdb.serving.forking import forking
 from agentdb.serving.host import cannot_load
 from agentdb.serving.transactions import block_of
@@ -156,7 +156,7 @@ class Threads:
                 f"Unknown database alias {alias!r}; known are {', '.join(connections)}."
             )
         self.alias = alias
-        self.closed = False
+        self.closed: bool = False
         own = connections.settings[alias]
         self._most: int | None = None
         if owned:
@@ -169,7 +169,7 @@ class Threads:
             if owned:
                 self._forget_alias()
             raise DatabaseUnavailableError(reason) from error
-        self.engine = engine_of(wrapper, owned=owned)
+        self.engine: Engine = engine_of(wrapper, owned=owned)
         self._shared: Slot | None = None
         if owned and self.engine.is_in_memory:
             self._shared = Slot(self.engine, wrapper)
