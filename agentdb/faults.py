@@ -111,27 +111,28 @@ _BY_CLASS = {
 # after a statement on it was prepared.
 _STALE_PLAN = "cached plan must not change result type"
 
-# How the words of SQLite's errors begin, which are the same in every language, and what they mean. Not by the names:
-# other builds of ``sqlite3``, in the standard one's place, have errors without one, or with that of the family alone.
-_OF_SQLITE = {
-    "UNIQUE constraint failed": Fault.DUPLICATE,
-    "CHECK constraint failed": Fault.MISMATCH,
-    "FOREIGN KEY constraint failed": Fault.MISMATCH,
-    "NOT NULL constraint failed": Fault.MISMATCH,
-    "datatype mismatch": Fault.MISMATCH,
-    "interrupted": Fault.CUT_OFF,
-    "database is locked": Fault.LOCKED,
-    "database table is locked": Fault.LOCKED,
-    "database schema is locked": Fault.LOCKED,
-    "file is not a database": Fault.NOT_A_DATABASE,
-    "database disk image is malformed": Fault.DAMAGED,
-    "attempt to write a readonly database": Fault.READ_ONLY,
-    "database or disk is full": Fault.FULL,
-    "unable to open database file": Fault.NOT_OPENED,
+# What SQLite calls an error, how its words begin, which are the same in every language, and what it means. Other builds
+# of ``sqlite3``, in the standard one's place, have errors without a name, or with the name of the family alone.
+_OF_SQLITE = [
+    ("SQLITE_CONSTRAINT_PRIMARYKEY", "UNIQUE constraint failed", Fault.DUPLICATE),
+    ("SQLITE_CONSTRAINT_UNIQUE", "UNIQUE constraint failed", Fault.DUPLICATE),
+    ("SQLITE_CONSTRAINT_CHECK", "CHECK constraint failed", Fault.MISMATCH),
+    ("SQLITE_CONSTRAINT_FOREIGNKEY", "FOREIGN KEY constraint failed", Fault.MISMATCH),
+    ("SQLITE_CONSTRAINT_NOTNULL", "NOT NULL constraint failed", Fault.MISMATCH),
+    ("SQLITE_MISMATCH", "datatype mismatch", Fault.MISMATCH),
+    ("SQLITE_INTERRUPT", "interrupted", Fault.CUT_OFF),
+    ("SQLITE_BUSY", "database is locked", Fault.LOCKED),
+    ("SQLITE_LOCKED", "database table is locked", Fault.LOCKED),
+    ("SQLITE_LOCKED", "database schema is locked", Fault.LOCKED),
+    ("SQLITE_NOTADB", "file is not a database", Fault.NOT_A_DATABASE),
+    ("SQLITE_CORRUPT", "database disk image is malformed", Fault.DAMAGED),
+    ("SQLITE_CORRUPT", "malformed database schema", Fault.DAMAGED),
+    ("SQLITE_READONLY", "attempt to write a readonly database", Fault.READ_ONLY),
+    ("SQLITE_FULL", "database or disk is full", Fault.FULL),
+    ("SQLITE_CANTOPEN", "unable to open database file", Fault.NOT_OPENED),
     # What was written before a sync failed may be found after a crash.
-    "disk I/O error": Fault.UNSURE,
-    "Could not decode to UTF-8": Fault.UNREADABLE,
-}
+    ("SQLITE_IOERR", "disk I/O error", Fault.UNSURE),
+]
 # Errors without a name in SQLite.
 _MISSING = (
     "no such table",
@@ -200,13 +201,22 @@ def _by_state(error: BaseException) -> Fault | None:
 
 
 def _classify_sqlite(error: BaseException) -> Fault:
+    name = getattr(error, "sqlite_errorname", None) or ""
     words = str(error)
-    # A trigger says what its author wants, which may be SQLite's words.
-    if getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER":
-        return Fault.OTHER
-    for beginning, fault in _OF_SQLITE.items():
-        if words.startswith(beginning):
+    # By the name if there is a whole one: a trigger or a function says what its author wants, which may be SQLite's
+    # words.
+    for known, beginning, fault in _OF_SQLITE:
+        is_family = known.startswith(name) and words.startswith(beginning)
+        if is_family or name.startswith(known):
             return fault
+    return _by_words(error) if name in ("", "SQLITE_ERROR") else Fault.OTHER
+
+
+def _by_words(error: BaseException) -> Fault:
+    """Return what an error means for which SQLite has no name, or which is sqlite3's own."""
+    words = str(error)
+    if words.startswith("Could not decode to UTF-8"):
+        return Fault.UNREADABLE
     if any(each in words for each in _MISSING):
         return Fault.MISMATCH
     return Fault.UNAVAILABLE if _is_a(error, "ProgrammingError") else Fault.OTHER
@@ -388,8 +398,12 @@ _OF_A_SERVER = {
 
 def describe_sqlite_failure(path: object, error: BaseException) -> str:
     """Return the same for a SQLite file."""
+    fault = classify(error)
     reason = _brief(error) + _why_not_opened(driver_error(error), path)
-    return describe_file(classify(error), path, reason)
+    # Perhaps another build of SQLite can read it, so do not advise to restore a backup.
+    if fault is Fault.DAMAGED and reason.startswith("malformed database schema"):
+        fault = Fault.UNAVAILABLE
+    return describe_file(fault, path, reason)
 
 
 def describe_file(fault: Fault, path: object, reason: str = "") -> str:

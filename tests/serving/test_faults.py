@@ -90,6 +90,33 @@ def test_a_trigger_may_say_what_its_author_wants(words: str) -> None:
     )
 
 
+def test_a_function_or_a_virtual_table_may_say_what_its_author_wants() -> None:
+    for words, name in (
+        ("database is locked", "SQLITE_ERROR"),
+        ("disk I/O error", "SQLITE_ERROR"),
+        ("database is locked", "SQLITE_CONSTRAINT"),
+        ("disk I/O error", "SQLITE_CONSTRAINT_VTAB"),
+    ):
+        error = sqlite3.OperationalError(words)
+        error.sqlite_errorname = name
+        assert classify(error) is Fault.OTHER
+
+
+def test_sqlites_errors_of_other_words_are_known_by_their_names() -> None:
+    for words, name, fault in (
+        (
+            "cannot commit transaction - SQL statements in progress",
+            "SQLITE_BUSY",
+            Fault.LOCKED,
+        ),
+        ("vtable constructor failed: f", "SQLITE_CORRUPT_VTAB", Fault.DAMAGED),
+        ("unable to open database: x", "SQLITE_CANTOPEN", Fault.NOT_OPENED),
+    ):
+        error = sqlite3.OperationalError(words)
+        error.sqlite_errorname = name
+        assert classify(error) is fault
+
+
 def test_a_locked_and_a_foreign_file_mean_the_same_without_names(
     tmp_path: Path,
 ) -> None:
