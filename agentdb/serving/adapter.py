@@ -523,34 +523,37 @@ class DjangoDb(Executor, KeyIssuer, Db):
         """Record that the row ``id``, or those in the JSON array ``ids``, were used, and return the ids that exist.
 
         With a ``runner_id``, sessions that are not on that runner count as absent. With ``touch_interval`` a row that
-        was touched more recently is only read; two that come at once may both write.
+        was touched more recently is only read.
         """
         if runner_id is not None:
             values["runner_id"] = identifier("Runner id", runner_id)
-        many = "ids" in values
+        interval = self._touch_interval
         touch = queries.touch(
             table,
-            many=many,
+            has_interval=bool(interval),
+            many="ids" in values,
             of_runner="runner_id" in values,
             skip_locked=skip_locked,
             # In a transaction, the whole of it would not wait for the disk.
             unsynced=self._relaxed_touches and not self._threads.in_transaction,
         )
-        interval = self._touch_interval
         if not interval:
             return self._write_touch(touch.update, values)
-        # Read first, because most touches come too soon after another.
-        rows = self._all(_pair, touch.is_due, **values, interval=interval)
-        due = [id for id, is_due in rows if is_due]
+        values["interval"] = interval
+        # Read first, because most touches come too soon after another; the update checks again.
+        rows = self._all(_pair, touch.is_due, **values)
         recent = {id for id, is_due in rows if not is_due}
-        if not due:
+        if len(recent) == len(rows):
             return recent
-        if many:
-            values["ids"] = json.dumps(due)
-        return recent | self._write_touch(touch.update, values)
+        there = recent | self._write_touch(touch.update, values)
+        if len(there) < len(rows):
+            # Others were faster. A row that they touched counts; one that they claimed, deleted or lock does not.
+            again = self._all(_pair, touch.is_due, **values)
+            there.update(id for id, is_due in again if not (is_due and skip_locked))
+        return there
 
     def _write_touch(self, update: Update, values: dict[str, Any]) -> set[str]:
-        """Write the time of the rows, and return the ids of those that exist."""
+        """Write the time of the rows that are due, and return their ids."""
         if update.returning:
             touched = self._all(str, update, **values)
             return set(touched)

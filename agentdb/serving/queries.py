@@ -113,9 +113,9 @@ def _in_order(scope: Scope, rows: Any) -> Any:
 
 
 class Touch(NamedTuple):
-    """The queries of a touch: ask whether rows are due, and update them."""
+    """The queries of a touch: ask whether rows are due, and update those that are."""
 
-    is_due: Select  # for each row that exists, its id, and 1 if it is older than ``interval``, a ``timedelta``
+    is_due: Select  # for each row that exists, its id and 0 or 1
     update: Update  # for many rows, returns the ids that it writes
 
 
@@ -123,6 +123,7 @@ class Touch(NamedTuple):
 def touch(
     table: Table,
     *,
+    has_interval: bool = False,
     many: bool = False,
     of_runner: bool = False,
     skip_locked: bool = False,
@@ -130,11 +131,15 @@ def touch(
 ) -> Touch:
     """Return the queries for the time of the last sign of life or use.
 
-    For the row ``id``, or with ``many`` those in the JSON array ``ids``; with ``of_runner`` only those on
-    ``runner_id``. With ``skip_locked`` PostgreSQL leaves out rows that other transactions have locked, so the statement
-    waits for none of them; with ``unsynced`` it does not wait for the disk.
+    With ``has_interval`` it is rewritten only when it is older than ``interval``, a ``timedelta``. For the row ``id``,
+    or with ``many`` those in the JSON array ``ids``; with ``of_runner`` only those on ``runner_id``. With
+    ``skip_locked`` PostgreSQL leaves out rows that other transactions have locked, so the statement waits for none of
+    them; with ``unsynced`` it does not wait for the disk.
     """
     model, column, _ = table
+    is_due = Q()
+    if has_interval:
+        is_due = Q(**{f"{column}__lt": ServerAgo("interval")})
 
     def rows(scope: Scope) -> Any:
         found = _each(model, "id", scope) if many else _by_id(model, scope)
@@ -143,7 +148,7 @@ def touch(
         return found
 
     def touched(scope: Scope) -> Any:
-        found = rows(scope)
+        found = rows(scope).filter(is_due)
         if unsynced:
             # Always true, and switches the sync off.
             found = found.filter(Exact(UnsyncedCommit(), "off"))
@@ -155,9 +160,12 @@ def touch(
         free = Locked(found.values("id"))
         return scope.rows(model).filter(OneOfRows("id", free))
 
-    is_due = When(Q(**{f"{column}__lt": ServerAgo("interval")}), then=1)
     return Touch(
-        Select(lambda scope: rows(scope).values_list("id", Case(is_due, default=0))),
+        Select(
+            lambda scope: rows(scope).values_list(
+                "id", Case(When(is_due, then=1), default=0)
+            )
+        ),
         Update(
             touched,
             {column: _not_before(column)},
