@@ -168,10 +168,16 @@ class Executor:
         """
         statement, returned = self._run(query, values, _inserted)
         if returned is None:
-            # "Taken" tells a caller whose first try had no answer that it was stored. A trigger may skip a row as well.
-            if not self._one(int, query.taken, **values):
+            # "Taken" tells a caller whose first try had no answer that it was stored.
+            if self._one(int, query.taken, **values):
+                raise DuplicateKeyError(duplicate.format(**values))
+            # The row that was in the way may be deleted by now, which cannot happen inside a transaction. There only a
+            # trigger can have skipped the new one.
+            if self._part is not None:
                 raise self._skipped(statement)
-            raise DuplicateKeyError(duplicate.format(**values))
+            return self._transaction(
+                lambda inside: inside._insert(make, query, duplicate, **values)
+            )
         now = values.pop("now", None)
         if returned:
             [[now]] = returned  # by the server's clock
@@ -312,7 +318,7 @@ class Executor:
 
     def _skipped(self, statement: Statement) -> AgentDbError:
         return self._mismatch(
-            f"table {statement.table!r} took no row, though its key is free; a trigger may have skipped it"
+            f"table {statement.table!r} took no row; a trigger may have skipped it"
         )
 
     def _mismatch(self, reason: str) -> AgentDbError:
