@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -18,6 +19,7 @@ from django.db import connections
 import agentdb
 from agentdb import DatabaseUnavailableError, Db, DjangoDb, InvalidInputError
 from agentdb.conf import database_from_url
+from agentdb.serving.connections import threads
 from agentdb.serving.connections.base import Slot
 from agentdb.serving.connections.postgresql import PostgresConnection
 from agentdb.serving.connections.threads import ConnectionLimit
@@ -209,6 +211,30 @@ def test_threads_get_room_in_the_order_in_which_they_came(
 
         with ThreadPoolExecutor(2) as pool:
             db.run_transaction(hold)
+
+
+def test_a_thread_that_is_interrupted_in_line_leaves_it_while_its_exception_is_kept(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+    with agentdb.connect(with_options(url, max_connections=1)) as db:
+
+        def hold(inside: Db) -> None:
+            inside.list_agents()
+            with monkeypatch.context() as patched:
+                patched.setattr(
+                    threads, "threading", SimpleNamespace(Event=Interrupted)
+                )
+                interrupted.append(pool.submit(db.list_agents).exception(60))
+
+        interrupted: list[object] = []
+        with ThreadPoolExecutor(1) as pool:
+            db.run_transaction(hold)
+            assert isinstance(interrupted[0], KeyboardInterrupt)
+            assert pool.submit(db.list_agents).result(60) == []
 
 
 def backend(db: DjangoDb) -> int:

@@ -66,6 +66,10 @@ def _close_at_end_of_thread(wrapper: BaseDatabaseWrapper) -> None:
     _thread.end.wrappers.add(wrapper)
 
 
+class _Place:
+    """A thread's place in line. Only its own frame refers to it, so that it ends with that, whatever ends it."""
+
+
 class ConnectionLimit:
     """``?max_connections=``: makes room by closing the longest idle connection, or else waits for one in use.
 
@@ -77,8 +81,8 @@ class ConnectionLimit:
         # Weak: the slot of a thread that has ended goes with the thread, and its connection no longer counts.
         self._slots = slots
         self._opening: weakref.WeakSet[Slot] = weakref.WeakSet()
-        # The places of those in line. A place is an object in its thread's frame, and ends with that.
-        self._line: list[weakref.ref[threading.Event]] = []
+        # The places of those in line.
+        self._line: list[weakref.ref[_Place]] = []
         # With which slots are added, and which is free in the child of a fork.
         self._lock = forking.opening
 
@@ -103,10 +107,10 @@ class ConnectionLimit:
         """Wait until there is room, and return for how many seconds."""
         began = time.monotonic()
         limit = slot.engine.call_timeout
-        # To wait with, too: programs under test replace time.sleep().
-        place = threading.Event()
-        self._line.append(weakref.ref(place, self._line.remove))
+        pause = threading.Event()  # not time.sleep(), which programs under test replace
+        place = _Place()
         try:
+            self._line.append(weakref.ref(place, self._line.remove))
             while True:
                 waited = time.monotonic() - began
                 if self._line[0]() is place and self._take(slot, waited):
@@ -116,7 +120,7 @@ class ConnectionLimit:
                         f"{slot.engine.describe()}: all of max_connections={self._most} are in use, and none became "
                         f"free within {limit:g} seconds. Raise it, or let fewer threads call at once."
                     )
-                place.wait(_PAUSE_SECONDS)
+                pause.wait(_PAUSE_SECONDS)
         finally:
             del place  # an exception's traceback may keep this frame alive
 
