@@ -25,6 +25,8 @@ Together: TypeAlias = Callable[[list[str]], dict[str, Any]]
 # While calls wait, earlier answers are delivered together after this time at most, and a thread is added if all others
 # have been in their calls for that long.
 _LOOK_SECONDS = 0.001
+# So many calls become one at most: the first has its answer only with the last, and a call takes 10,000 ids.
+_MOST_TOGETHER = 1_000
 
 
 @dataclass(slots=True, eq=False)
@@ -306,7 +308,11 @@ class Workers:
             self._busy.pop(thread, None)
             return []
         self._busy[thread] = 0
-        jobs = self._ready.pop(next(iter(self._ready)))
+        kind = next(iter(self._ready))
+        waiting = self._ready.pop(kind)
+        jobs, left = waiting[:_MOST_TOGETHER], waiting[_MOST_TOGETHER:]
+        if left:
+            self._ready[kind] = left
         # Those that an earlier call on their ids held up came without the loop, so it does not look after them.
         if self._ready and jobs[0].outbox.timer is None:
             self._add_worker()

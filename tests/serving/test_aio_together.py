@@ -137,6 +137,15 @@ def test_reads_of_one_row_that_wait_are_one_call() -> None:
     assert (db.at_once, db.alone) == ([["a", "missing", "b", "a"]], [])
 
 
+def test_more_calls_than_one_takes_ids_are_several() -> None:
+    db = Holding()
+    ids = [f"s{number}" for number in range(10_500)]
+
+    assert answers_of(db, ids) == [id.upper() for id in ids]
+    assert [len(each) for each in db.at_once] == [1_000] * 10 + [500]
+    assert db.alone == []
+
+
 def test_calls_of_two_methods_that_wait_mixed_are_one_call_of_each() -> None:
     class Mixed(Holding):
         def __init__(self) -> None:
