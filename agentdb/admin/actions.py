@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
 from django.core import signing
-from django.core.exceptions import BadRequest
+from django.core.exceptions import SuspiciousOperation
 from django.db import connections, router
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.functional import Promise
+from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.admin.audit import Entry, log_in_project, record, refuse
@@ -31,8 +32,8 @@ from agentdb.serving.adapter import DjangoDb
 BATCH = 500
 NAMED = 10  # rows named in a question; the others are counted
 MOST_LISTED = 1_000  # rows that a result names
-# Characters of a form field for later steps and "Undo", below Django's limit for a whole request.
-LONGEST_LINE = 1_500_000
+# Characters of a line for "Undo". Steps send it beside what they have done, within Django's limit for a request.
+LONGEST_LINE = 1_000_000
 
 # Sandboxes that are up and have a live session.
 _ENDANGERED = Q(
@@ -103,7 +104,7 @@ class Action:
         """Ask; after the confirmation act on the next rows of those that were ticked, or that the filters leave."""
         # No list sends NUL, which PostgreSQL refuses in a text.
         if "%00" in request.POST.urlencode():
-            raise BadRequest
+            raise SuspiciousOperation(gettext("An id has a NUL character."))
         rows = self._changed_of(listed)
         asked = Asked.of(request)
         if asked is None:
@@ -131,7 +132,8 @@ class Action:
         # Counted exactly, not up to a limit: the user confirms this number, and no more rows than that are changed.
         count = rows.count()
         named = read(rows[:NAMED], [])
-        ids = rows.values_list("pk", flat=True)
+        # A row that has come since is not included.
+        ids = rows.values_list("pk", flat=True)[:count]
         is_all = request.POST.get("select_across") == "1"
         if is_all:
             ids = ids[:BATCH]
@@ -140,8 +142,9 @@ class Action:
             # All sandboxes of a large tenant may be meant: without an answer in time the page asks anyway.
             count_them = rows.filter(_ENDANGERED).count
             endangered = ask(connections[rows.db], count_them).value
-        # Nobody else's page can be the referrer: it could not have sent the token against forged requests.
-        back = request.headers.get("Referer", request.get_full_path())
+        back = request.headers.get("Referer", "")
+        if not url_has_allowed_host_and_scheme(back, request.get_host()):
+            back = request.get_full_path()
         return self._page(
             model_admin,
             request,
@@ -185,10 +188,10 @@ class Action:
         before = {**asked.before, **entry.before}
         # Like a line of the audit log, for "Undo".
         line = json.dumps({"action": self.verb, "before": before})
-        if len(line) > LONGEST_LINE:
-            before = {}
+        is_whole = len(before) == done and len(line) <= LONGEST_LINE
         # A part of them would undo a part of the work, and look like all of it.
-        is_whole = len(before) == done
+        if not is_whole:
+            before = {}
         listed = list(before.items())[:MOST_LISTED]
         return self._page(
             model_admin,
@@ -202,7 +205,7 @@ class Action:
             skipped=asked.confirmed - done,
             line=line,
             is_whole=is_whole,
-            listed=listed if is_whole else (),
+            listed=listed,
             more=done - len(listed),
         )
 
@@ -230,7 +233,9 @@ class Action:
             if own.model is Session:
                 # An operator's write is not a sign of life, but the Db sets last_active_at with every status. The rows
                 # were read in this transaction, so this writes back what it was.
-                own.bulk_update(changed, ["last_active_at"])
+                # A project's own queryset may leave out what is paused.
+                sessions = Session.objects.using(alias)
+                sessions.bulk_update(changed, ["last_active_at"])
             before = self._values(changed)
             written = own.filter(pk__in=list(before))
             # A row that was deleted is None.
@@ -411,7 +416,8 @@ def _resume(
     """Set the sessions, those that are still paused, to the statuses by id."""
 
     def act(db: Db, id: str) -> bool:
-        return db.update_session_status(
+        # Not if the lines were edited after the first step.
+        return id in before and db.update_session_status(
             id,
             SessionStatus(before[id]),
             only_if=SessionStatus.PAUSED,

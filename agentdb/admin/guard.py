@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.core.exceptions import SuspiciousOperation
 from django.db import connections, router
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -15,6 +17,7 @@ from django.utils.translation import gettext
 from agentdb.admin.display import page
 from agentdb.console.questions import (
     PAGE_SECONDS,
+    Problem,
     Unanswered,
     logger,
     question,
@@ -28,6 +31,8 @@ View = Callable[..., Any]
 
 def guard(view: View, read_seconds: float = PAGE_SECONDS) -> View:
     """Limit a view's time in the database; if the database cannot answer, answer 503 with a page that says why.
+
+    A parameter that no filter has, or a form that no page sends, gets such a page with 400.
 
     The view is a model admin's, or gets one as its first argument.
     """
@@ -43,6 +48,7 @@ def guard(view: View, read_seconds: float = PAGE_SECONDS) -> View:
             alias = router.db_for_read(model)
             seconds = read_seconds
         connection = connections[alias]
+        title, status = gettext("Can't read the database"), 503
         # A template response is lazy and would run its queries after the view, outside the limit: it is drawn here.
         try:
             with question(connection, seconds):
@@ -52,6 +58,9 @@ def guard(view: View, read_seconds: float = PAGE_SECONDS) -> View:
             if error.is_mistake:
                 raise error.cause from None
             problem = error.problem
+        except (SuspiciousOperation, IncorrectLookupParameters) as error:
+            title, status = gettext("Invalid request"), 400
+            problem = Problem(str(error))
         logger.error(
             "%s %s: %s %s",
             request.method,
@@ -63,10 +72,10 @@ def guard(view: View, read_seconds: float = PAGE_SECONDS) -> View:
             model_admin,
             request,
             "problem_page",
-            title=gettext("Can't read the database"),
+            title=title,
             problem=problem,
         )
-        failed.status_code = 503
+        failed.status_code = status
         return _drawn(failed)
 
     return answer

@@ -98,6 +98,10 @@ def runner(
     rows = read(newest[:LIVE_SHOWN], problems)
     listed = partial(list_url, site, Session, runner_id=runner_id)
     budget = Budget(connections[alias])
+    sandboxes = None
+    if Sandbox in allowed:
+        by_state = Grouping(Sandbox, "state", filters={"runner_id": runner_id})
+        sandboxes = ask(connections[alias], partial(by_state.ask, alias), problems)
     return page(
         model_admin,
         request,
@@ -111,7 +115,7 @@ def runner(
         statuses=Answer(overview.share_bars(figures, "status", listed)),
         activity=overview.activity_chart(request, budget, runner_id=runner_id),
         sessions=rows,
-        has_sandboxes=Sandbox in allowed,
+        sandboxes=sandboxes,
         may_act=model_admin.has_act_permission(request),
         problems=problems,
     )

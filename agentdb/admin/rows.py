@@ -147,7 +147,7 @@ def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
     """Return what the template of the page needs besides the row.
 
     ``find_linked`` has looked up what the row names. Here are the findings of the checks, the columns, the condition
-    of a session's runner, and the address of the sessions that name an agent or sandbox.
+    of a session's runner, and a few of the sessions that name an agent or sandbox. A part that cannot be read says why.
     """
     asked = partial(ask, connections[alias])
     said = asked(partial(said_of, row, alias))
@@ -164,6 +164,11 @@ def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
     named_by = _named_by(row)
     if named_by and Session in row.allowed:
         shown["sessions_url"] = list_url(site, Session, **named_by)
+        its = Session.objects.using(alias).filter(**named_by)
+        # No index has a sandbox's sessions: the first ones are found sooner than the newest.
+        if isinstance(row, Agent):
+            its = its.newest_first()
+        shown["sessions"] = asked(partial(read, its[:5], []), seconds=0.5)
     return shown
 
 

@@ -7,12 +7,13 @@ import io
 import itertools
 import json
 import re
+import uuid
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 from django.conf import settings
@@ -25,7 +26,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from agentdb import AgentDbError
-from agentdb.admin import changelist
+from agentdb.admin import actions, changelist
 from agentdb.admin import display as admin_display
 from agentdb.admin.changelist import Order
 from agentdb.console import display, questions
@@ -626,7 +627,22 @@ def test_cursor_that_means_nothing_leads_to_the_first_page(
 def test_lookups_that_no_filter_offers_are_refused(
     site: Site, superuser: User, lookup: str
 ):
-    assert site.get("agentdb/apikey/", **{lookup: "a"}).status == 400
+    page = site.get("agentdb/apikey/", **{lookup: "a"})
+
+    assert (page.status, f"Filtering by {lookup} not allowed" in page.text) == (
+        400,
+        True,
+    )
+
+
+def test_an_address_that_means_nothing_gets_a_page_that_names_it(
+    site: Site, superuser: User
+):
+    for path in ("agentdb/session/", "agentdb/session/export/csv/"):
+        page = site.get(path, sort="oldest", e="1")
+        assert (page.status, "Filtering by sort not" in page.text) == (400, True)
+    page = site.get("agentdb/session/export/csv/", after="x")
+    assert (page.status, "Invalid isoformat string: 'x'" in page.text) == (400, True)
 
 
 def test_nul_in_a_parameter_finds_nothing_and_breaks_nothing(
@@ -929,21 +945,22 @@ def test_a_rows_page_says_nothing_of_tables_that_the_user_may_not_see(site: Site
     assert "ended" not in site.get("agentdb/sandbox/hidden-box/change/").text
 
 
-def test_an_agents_page_leads_to_its_sessions_alone(site: Site, superuser: User):
+def test_an_agents_page_has_its_newest_sessions_alone(site: Site, superuser: User):
     agent = site.db.upsert_agent("bot", "/srv/bot")
-    site.db.insert_session("s1", "bot", "b")
-    site.db.insert_session("s2", "other", "b")
-    site.db.insert_session("s3", "bot", "b", "other-tenant")
+    for number in range(7):
+        site.db.insert_session(f"s{number}", "bot", "b")
+    site.db.insert_session("other", "bot", "b", "other-tenant")
 
     page = site.get(f"agentdb/agent/{agent.id}/change/")
-    listed = [url for url, text in page.links if "/session/?" in url]
 
-    assert [
-        text
-        for url in listed
-        for _, text in Page(site.client.get(url)).links
-        if re.fullmatch(r"s\d", text)
-    ] == ["s1"]
+    assert [text for _, text in page.links if re.fullmatch(r"s\d|other", text)] == [
+        "s6",
+        "s5",
+        "s4",
+        "s3",
+        "s2",
+    ]
+    assert len(re.findall("agentdb-is-starting", page.html)) == 5
 
 
 def test_what_is_filtered_is_exported_whole_and_nothing_else(
@@ -1159,6 +1176,22 @@ def test_rows_that_change_after_the_question_are_skipped(site: Site):
     assert record is not None and record.status == "ended"
 
 
+def test_lines_that_are_edited_between_two_steps_resume_nothing_else(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("agentdb.admin.actions.BATCH", 1)
+    fill(site.alias, 8)
+    operator(site)
+    line = '{"action": "pause", "before": {"s0002": "active", "s0007": "active"}}'
+    page = site.post("agentdb/session/undo/", lines=line)
+    edited = line.replace("s0007", "s0002")
+
+    page = site.post("agentdb/session/undo/", **{**fields(page), "lines": edited})
+
+    assert "Resumed 1 session" in page.text
+    assert "Skipped 1: gone, or changed meanwhile." in page.text
+
+
 @pytest.mark.parametrize("edited", ["x", "x:y:z", "0"])
 def test_a_confirmation_that_was_edited_by_hand_is_asked_for_again(
     site: Site, edited: str
@@ -1175,7 +1208,9 @@ def test_a_confirmation_that_was_edited_by_hand_is_asked_for_again(
 
 
 def test_an_action_refuses_nul_in_an_id(site: Site, superuser: User):
-    assert site.act("agentdb/session/", "pause_sessions", ["a\x00"]).status == 400
+    page = site.act("agentdb/session/", "pause_sessions", ["a\x00"])
+
+    assert (page.status, "An id has a NUL character." in page.text) == (400, True)
 
 
 def test_marking_cold_leaves_last_used_alone(site: Site):
@@ -1322,6 +1357,68 @@ def test_rows_that_came_after_the_question_are_not_acted_on(site: Site):
     assert list(Sandbox.objects.using(site.alias).values_list("pk", flat=True)) == [
         "b9-new"
     ]
+
+
+def test_a_runners_page_counts_its_sandboxes_by_state(site: Site, superuser: User):
+    fill(site.alias, 30)
+    Sandbox.objects.using(site.alias).filter(pk="b0001").update(state="hot")
+
+    page = site.get("agentdb/session/runner/", id="runner-1").text
+
+    # Of s0001, s0007, s0013, s0019 and s0025.
+    assert "Sandboxes of its sessions cold 1 hot 1 running 1 waiting 1 warm 1" in page
+    assert "hot" not in site.get("agentdb/session/runner/", id="runner-0").text
+
+
+def test_a_row_that_comes_while_the_rows_are_counted_is_not_acted_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
+    fill(site.alias, 5)
+    operator(site)
+
+    def read(*arguments: Any) -> list[Any]:
+        site.db.insert_session("s-new", "agent", "box")
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agentdb.admin.actions.read", read)
+        question = site.act(
+            "agentdb/session/", "pause_sessions", ["s0001"], select_across="1"
+        )
+    answer = site.post("agentdb/session/", **fields(question))
+
+    assert "Pause 2 sessions?" in question.text
+    assert "Paused 2 sessions" in answer.text
+
+
+def test_a_pause_is_no_sign_of_life_if_the_project_hides_paused_sessions(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
+    fill(site.alias, 3)
+    operator(site)
+    active = Session.objects.using(site.alias).active()
+    monkeypatch.setattr(
+        type(admin.site._registry[Session]),
+        "get_queryset",
+        lambda self, request: active.all(),
+    )
+    before = active.get().last_active_at
+
+    site.confirm("agentdb/session/", "pause_sessions", ["s0001"])
+
+    paused = Session.objects.using(site.alias).get(pk="s0001")
+    assert (paused.status, paused.last_active_at) == ("paused", before)
+
+
+def test_the_longest_line_fits_into_a_request_with_what_is_done():
+    before = {str(uuid.uuid4()): "starting" for _ in range(19_000)}
+    line = json.dumps({"action": "pause", "before": before})
+    asked = actions.Asked(list(before), False, len(before), "", "", 0, before)
+
+    form = urlencode({"lines": line, "asked": asked})
+
+    assert 0.98 * actions.LONGEST_LINE < len(line) < actions.LONGEST_LINE
+    assert len(form) + 10_000 < settings.DATA_UPLOAD_MAX_MEMORY_SIZE
 
 
 def test_no_more_rows_than_the_user_confirmed_are_acted_on(site: Site):
@@ -1844,6 +1941,24 @@ def test_a_rows_page_offers_what_can_be_done_to_it_and_is_come_back_to(site: Sit
     assert "Paused 1 session" in answer.text
     assert answer.link("Go back") == f"/admin/{path}"
     assert "Pause…" not in site.get(path).text
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    ["https://example.org/", "//example.org/", "javascript:alert(1)", "/\\example.org"],
+)
+def test_an_action_leads_to_no_other_site(site: Site, elsewhere: str):
+    fill(site.alias, 3)
+    operator(site)
+
+    question = site.act(
+        "agentdb/session/",
+        "pause_sessions",
+        ["s0001"],
+        headers={"Referer": elsewhere},
+    )
+
+    assert question.link("No, go back") == "/admin/agentdb/session/"
 
 
 def test_the_rows_of_a_check_are_the_ordinary_list(site: Site):

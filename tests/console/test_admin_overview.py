@@ -711,7 +711,7 @@ def test_agents_page_links_what_belongs_to_it_as_far_as_the_user_may_look(
         True,
         False,
     )
-    assert "Its sessions" in partial.text
+    assert "Its newest sessions" in partial.text
 
 
 def test_each_page_leads_to_the_tables_that_the_user_may_see(site: Site):

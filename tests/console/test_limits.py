@@ -18,7 +18,7 @@ from django.utils import timezone
 from agentdb.admin import actions, changelist, pages, sharing
 from agentdb.console import checks, failures, figures, groups, questions, report
 from agentdb.console.questions import Budget, question
-from agentdb.models import Sandbox, Session
+from agentdb.models import Agent, Sandbox, Session
 from agentdb.serving.opening import temporary_alias
 from tests.helpers.admin_fixtures import Page, Site
 
@@ -44,18 +44,28 @@ def _shown(page: Page) -> int:
     return len(set(re.findall(r"/session/(row-\d+)/change/", page.html)))
 
 
-def test_a_runner_and_a_search_show_the_first_few(site: Site, superuser: User) -> None:
+@pytest.fixture
+def agent(site: Site) -> str:
+    agent = Agent.objects.using(site.alias).create(name="bot", path="/bot")
+    return str(agent.pk)
+
+
+def test_a_runner_an_agent_and_a_search_show_the_newest_few(
+    site: Site, superuser: User, agent: str
+) -> None:
     shown = []
     for number in (4, 5, 6, 7, 9, 10, 11):
         _sessions(site, number)
         pages = (
             site.get("agentdb/session/runner/", id="r"),
+            site.get(f"agentdb/agent/{agent}/change/"),
             site.post("agentdb/session/find/", q="row-0"),
         )
         shown.append((number, *map(_shown, pages)))
 
     assert shown == [
-        (number, min(number, 10), min(number, 6)) for number in (4, 5, 6, 7, 9, 10, 11)
+        (number, min(number, 10), min(number, 5), min(number, 6))
+        for number in (4, 5, 6, 7, 9, 10, 11)
     ]
 
 
