@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(
 ) -> None:
     if engine := config.getoption("--engine"):
         others = [
-            item for item in items if dict(item.user_properties)["engine"] != engine
+            item for item in items if dict(item.user_properties).get("engine") != engine
         ]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in set(others)]
@@ -291,7 +291,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     engines = Counter(
-        dict(report.user_properties).get("engine")
+        # A test of another folder, such as an example's, was collected without this file.
+        dict(report.user_properties).get("engine", "no engine")
         for outcome in ("passed", "failed", "xfailed")
         for report in terminalreporter.stats.get(outcome, [])
         if report.when == "call"

@@ -74,20 +74,21 @@ def agentdb_postgresql(request: pytest.FixtureRequest) -> Iterator[DjangoDb]:
     Refuses a database without ``test`` in its name, to protect its rows.
     """
     import agentdb
+    from agentdb.conf import database_from_url
 
     url = os.environ.get("AGENTDB_POSTGRESQL_URL")
     if not url:
         pytest.skip("no PostgreSQL database: AGENTDB_POSTGRESQL_URL is not set")
+    # Before it is opened, and migrated. The one place where agentdb deletes rows that it did not make: a wrong URL must
+    # not cost a real database.
+    name = str(database_from_url(url)["NAME"])
+    if "test" not in name:
+        pytest.fail(
+            f"The database {name!r} does not have 'test' in its name, and would lose its rows."
+        )
     with _allowed(request), agentdb.connect(url, migrate=True) as db:
         from django.db import connections
 
-        connection = connections[db.alias]
-        name = str(connection.settings_dict["NAME"])
-        # The one place where agentdb deletes rows that it did not make: a wrong URL must not cost a real database.
-        if "test" not in name:
-            pytest.fail(
-                f"The database {name!r} does not have 'test' in its name, and would lose its rows."
-            )
-        with connection.cursor() as cursor:
+        with connections[db.alias].cursor() as cursor:
             cursor.execute("TRUNCATE agents, sessions, sandboxes, api_keys")
         yield db

@@ -15,7 +15,7 @@ import pytest
 
 from agentdb import AgentDbError, Db, DjangoDb, InvalidInputError
 from agentdb.testing import MemoryDb
-from tests.helpers.factories import instant, make_session
+from tests.helpers.factories import execute, instant, make_session
 from tests.project.test_import import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,37 +95,87 @@ def test_the_fixtures_come_with_the_package(
         assert make_session(db) == db.get_session("s1")
 
 
+def _run_tests(
+    tmp_path: Path, code: str, *options: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run these tests of a project as pytest does, with the package's fixtures."""
+    (tmp_path / "test_project.py").write_text(code)
+    usual = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rs",
+            "-p",
+            "no:cacheprovider",
+            *options,
+            "test_project.py",
+        ],
+        cwd=tmp_path,
+        env={**usual, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_the_fixtures_work_beside_pytest_django(tmp_path: Path) -> None:
     """Which refuses every database but its own: a project's tests need not ask for those."""
-    (tmp_path / "test_project.py").write_text(
-        "def test_one(agentdb_sqlite):\n    assert agentdb_sqlite.upsert_agent('a', '/a').version == 1\n"
-    )
+    code = "def test_one(agentdb_sqlite):\n    assert agentdb_sqlite.upsert_agent('a', '/a').version == 1\n"
     (tmp_path / "project_settings.py").write_text(
         "INSTALLED_APPS = ['agentdb']\nUSE_TZ = True\n"
         "DATABASES = {'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}}\n"
     )
-    usual = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
     for settings in (["--ds=project_settings"], []):  # with and without a project
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                *settings,
-                "test_project.py",
-            ],
-            cwd=tmp_path,
-            env={**usual, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = _run_tests(tmp_path, code, *settings)
 
         assert done.returncode == 0, done.stdout
         assert "1 passed" in done.stdout
+
+
+_ON_POSTGRESQL = (
+    "import pytest\n"
+    "@pytest.mark.parametrize('number', [1, 2])\n"
+    "def test_version(agentdb_postgresql, number):\n"
+    "    assert agentdb_postgresql.upsert_agent('a', '/a').version == 1\n"
+)
+
+
+def test_the_postgresql_fixture_migrates_a_database_and_empties_it_for_each_test(
+    make_postgres_database: Callable[[], str], tmp_path: Path
+) -> None:
+    url = make_postgres_database()
+
+    done = _run_tests(tmp_path, _ON_POSTGRESQL, AGENTDB_POSTGRESQL_URL=url)
+
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+
+
+def test_the_postgresql_fixture_refuses_a_database_that_is_not_for_tests(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """It may be a real one, so nothing in it changes, not even its schema."""
+    done = _run_tests(tmp_path, _ON_POSTGRESQL, AGENTDB_POSTGRESQL_URL=postgres_url)
+
+    assert "2 errors" in done.stdout
+    assert (
+        "The database 'postgres' does not have 'test' in its name, and would lose its rows."
+        in done.stdout
+    )
+    found = execute(postgres_url, "SELECT to_regclass('django_migrations')")
+    assert found == [(None,)]
+
+
+def test_the_postgresql_fixture_skips_without_a_url_and_says_why(
+    tmp_path: Path,
+) -> None:
+    done = _run_tests(tmp_path, _ON_POSTGRESQL, AGENTDB_POSTGRESQL_URL="")
+
+    assert "2 skipped" in done.stdout
+    assert "no PostgreSQL database: AGENTDB_POSTGRESQL_URL is not set" in done.stdout
 
 
 def test_a_thread_that_a_function_starts_may_not_use_its_transaction() -> None:
