@@ -76,6 +76,7 @@ class KeyIssuer:
     def issue_api_key(
         self: Any, tenant_id: str, label: str
     ) -> tuple[str, ApiKeyRecord]:
+        """Create and store a key; return the plain key, which is not stored, and the record."""
         plain, key_hash = self._hashes.generate()
         id = str(uuid.uuid4())
         record = self.insert_api_key(id, tenant_id, key_hash, label)

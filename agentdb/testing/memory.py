@@ -524,6 +524,7 @@ class MemoryDb(KeyIssuer):
     # -- tenants, transactions and life cycle
 
     def for_tenant(self, tenant_id: str) -> MemoryDb:
+        """Return a view in which every call, by id included, sees and changes that tenant's rows only."""
         tenant_id = named_tenant(self._tenant_id, tenant_id)
         self._check_open()
         # It shares everything with this Db, the rows and the lock too, and only looks at fewer rows.
@@ -535,6 +536,7 @@ class MemoryDb(KeyIssuer):
         return view
 
     def run_transaction(self, fn: Callable[[Db], R]) -> R:
+        """Call ``fn(db)``, undo its calls if it raises, and return its result; other threads wait meanwhile."""
         plain_function(fn)
         # The lock is held until the end, and it is reentrant: calls of this thread go on, those of others wait.
         with self._turn():
@@ -578,6 +580,7 @@ class MemoryDb(KeyIssuer):
         return "a MemoryDb"
 
     def close(self) -> None:
+        """Refuse all further calls with ``DatabaseClosedError``; of a tenant's view, those on that view."""
         # A tenant's view is closed alone, but the view of a transaction is the Db itself.
         closed = self._whole if self._tenant_id is None else self
         closed._closed = True

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("kind", [MemoryDb, DjangoDb])
-def test_each_db_has_the_parameters_and_defaults_of_the_interface(
+def test_each_db_has_the_parameters_defaults_and_documentation_of_the_interface(
     kind: type[Db],
 ) -> None:
     for name in (name for name in vars(Db) if not name.startswith("_")):
@@ -36,6 +36,8 @@ def test_each_db_has_the_parameters_and_defaults_of_the_interface(
             for each in (kind, Db)
         )
         assert ours == theirs, name
+        # What help() and an editor show.
+        assert inspect.getdoc(getattr(kind, name)), name
 
 
 def test_memorydb_takes_the_time_from_the_test() -> None:
