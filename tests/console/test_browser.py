@@ -339,6 +339,26 @@ def test_exact_time_is_on_hover(page: Page):
     )
 
 
+@pytest.mark.parametrize("policy", ["no-referrer", "origin"])
+def test_an_action_leads_back_whatever_the_projects_referrer_policy(
+    page: Page, policy: str
+):
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        headers = {**response.headers, "referrer-policy": policy}
+        route.fulfill(response=response, headers=headers)
+
+    log_in(page)
+    page.route("**/agentdb/session/**", answer)
+    page.goto("/admin/agentdb/session/sess-0000/change/")
+    row = page.url
+    page.get_by_role("button", name="Pause…").click()
+
+    page.get_by_role("link", name="No, go back").click()
+
+    expect(page).to_have_url(row)
+
+
 def test_action_asks_and_says_what_it_did(page: Page):
     log_in(page)
     page.goto("/admin/agentdb/session/?q=sess-000")
