@@ -5,18 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agentdb.conf import DEFAULT_URL, URL_VARIABLE
 from agentdb.errors import AgentDbError, InvalidInputError
 from agentdb.management.output import occupy_closed_descriptors, write_any_character
 from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load
-from agentdb.serving.own_apps import (
-    APPS_VARIABLE,
-    app_names,
-    installed_names,
-    labels_of,
-)
+from agentdb.serving.own_apps import APPS_VARIABLE, app_names
 
 # Django's commands that are useful with a database but without a project. Not among them are flush and loaddata, which
 # change the tables without the rules of Db, and all that needs a project's folder.
@@ -91,8 +86,6 @@ def _say(text: str) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[0] == "makemigrations" and not _in_project(arguments):
-        _name_own_apps(arguments)
     # Help needs neither a file nor a server.
     wants_help = arguments[0] == "help" or "-h" in arguments or "--help" in arguments
     if not wants_help and not os.environ.get(SETTINGS_VARIABLE):
@@ -101,25 +94,13 @@ def _run(arguments: list[str]) -> int:
     return _say(_OPTIONS) if wants_help and not code else code
 
 
-def _name_own_apps(arguments: list[str]) -> None:
-    """Let ``makemigrations`` write for the program's own apps unless it names some; agentdb's are released."""
-    # Django itself would leave out an app that has no migrations yet.
-    labels = labels_of(installed_names())
-    if not labels:
-        raise InvalidInputError(
-            f"There are no apps of your own. Name them, with a comma between them, in {APPS_VARIABLE}."
-        )
-    if all(word.startswith("-") for word in arguments[1:]):
-        arguments += labels
-
-
 def _take_own_options(arguments: list[str]) -> str | None:
     """Remove ``--url`` and ``--quiet`` from anywhere before ``--`` in the arguments, and return the URL."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--url")
     parser.add_argument("-q", "--quiet", action="store_true")
     own, arguments[:] = parser.parse_known_args(arguments)
-    if own.quiet:
+    if own.quiet and arguments:
         # Right behind the command: an action, as in "apikey list", has its own options.
         arguments.insert(1, "--verbosity=0")
     url: str | None = own.url
@@ -190,8 +171,13 @@ def _execute(arguments: Sequence[str]) -> int:
     from django.core.management import execute_from_command_line
     from django.db import Error, connections
 
+    run: Callable[[list[str]], None] = execute_from_command_line
+    if arguments[:1] == ["makemigrations"] and not _in_project(arguments):
+        from agentdb.management.own_migrations import Command
+
+        run = Command().run_from_argv
     try:
-        execute_from_command_line(["agentdb", *arguments])
+        run(["agentdb", *arguments])
     except SystemExit as end:
         # Django's --help ends like this as well, and the options of agentdb itself are to follow.
         if end.code:

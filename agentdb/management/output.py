@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -68,6 +69,10 @@ class ProgressLine:
             self._is_open = False
 
 
+class Closed(io.StringIO):
+    """Standard output or error whose descriptor was closed when Python started, for those who write without asking."""
+
+
 class Output:
     """A stream that remembers the first failed write instead of raising it.
 
@@ -76,9 +81,9 @@ class Output:
     """
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream  # None if the descriptor was closed when Python started
+        self._stream = stream
         self.failure: str | None = None
-        if stream is None:
+        if stream is None or isinstance(stream, Closed):
             self.failure = "it is closed"
         self.progress: ProgressLine | None = None
 
@@ -122,8 +127,13 @@ def write_any_character() -> None:
 
 
 def occupy_closed_descriptors() -> None:
-    """Open the null device on closed descriptors 0 to 2, or a database file could get one and receive output."""
+    """Open the null device on closed descriptors 0 to 2, or a database file could get one and receive output.
+
+    Python has no stream for them, and Django's commands do not ask whether there is one.
+    """
     # The system gives out the lowest free number, so this fills the gaps in order.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
+    sys.stdout = sys.stdout or Closed()
+    sys.stderr = sys.stderr or Closed()

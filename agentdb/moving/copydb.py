@@ -440,7 +440,9 @@ def refuse_uncopyable(
 def _reason(target: str, column: StoredColumn, value: Any) -> str | None:
     """Return why the engine ``target`` cannot store the value, or a server's type has no room for it."""
     if reason := unusable_reason(column.kind, value):
-        return reason
+        # All that a server's type has beyond the calendar: infinity, BC, and years above 9999.
+        is_servers = column.type == "timestamp with time zone"
+        return "is outside the years 1 to 9999" if is_servers else reason
     if column.kind == "integer":
         return too_wide(value)
     if column.kind == "timestamp" and native_text(value) != value:

@@ -448,7 +448,7 @@ def test_copydb_names_times_that_only_a_server_stores(
     target = make_url("sqlite")
 
     assert refusal(url, target).splitlines()[1:] == [
-        f"  table 'sessions', id 's1', column 'created_at': {shown!r} is in no known timestamp format"
+        f"  table 'sessions', id 's1', column 'created_at': {shown!r} is outside the years 1 to 9999"
     ]
     assert not sqlite_path(target).exists()
 

@@ -132,11 +132,29 @@ def test_an_answer_that_could_not_be_written_leaves_a_sentence_and_no_traceback(
     assert "Traceback" not in finished.stderr
 
 
-def test_help_without_standard_output_is_no_failure(tmp_path: Path):
-    for words in ("", "version"):
-        finished = shell(tmp_path, f"$agentdb {words} >&-")
+def test_django_s_commands_and_help_do_without_standard_output(migrated: Path):
+    for words in ("", "-q", "version", "showmigrations -q", "check -q"):
+        finished = shell(migrated, f"$agentdb {words} >&-")
 
         assert (finished.returncode, finished.stderr) == (0, ""), words
+
+
+def test_an_overview_of_a_file_that_is_not_there_says_so_once(tmp_path: Path):
+    finished = shell(tmp_path, "$agentdb overview")
+
+    assert (finished.returncode, finished.stderr) == (2, "")
+    assert finished.stdout.count("does not exist") == 1
+
+
+def test_an_error_without_standard_error_has_its_exit_code(tmp_path: Path):
+    assert shell(tmp_path, "$agentdb showmigrations 2>&-").returncode == 2
+
+
+def test_quiet_without_a_command_is_the_help(tmp_path: Path):
+    quiet, help = shell(tmp_path, "$agentdb -q"), shell(tmp_path, "$agentdb")
+
+    assert quiet.returncode == 0
+    assert (quiet.stdout, quiet.stderr) == (help.stdout, help.stderr)
 
 
 def test_standard_error_that_is_closed_stops_nothing(old: Path):

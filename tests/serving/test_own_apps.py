@@ -508,6 +508,11 @@ def test_makemigrations_needs_an_own_app_to_write_for(folder: Path) -> None:
             "There are no apps of your own. Name them, with a comma between them, in AGENTDB_APPS.",
         ),
         (["nots"], "notes", "No installed app with label 'nots'."),
+        (
+            ["--empty", "agentdb"],
+            "notes",
+            "'agentdb' is not one of your own apps, which are notes.",
+        ),
     ):
         done = run(folder, "makemigrations", *arguments, AGENTDB_APPS=apps)
 
@@ -526,3 +531,9 @@ def test_makemigrations_writes_for_the_apps_that_are_named(folder: Path) -> None
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (folder / "notes/migrations/0001_initial.py").exists()
     assert not (folder / "labels/migrations").exists()
+
+    done = run(folder, "makemigrations", "--name", "first", AGENTDB_APPS="notes,labels")
+
+    # The value of an option is not the name of an app.
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "labels/migrations/0001_first.py").exists()

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from logging import NullHandler, getLogger
 from typing import Any
 
 from django.db import connections
@@ -85,10 +86,13 @@ def _reading(alias: str) -> Iterator[BaseDatabaseWrapper]:
         stack.callback(configured.close)
         if configured.vendor == "sqlite":
             # Django's own connection would create a missing file, and switch the journal mode as the settings say.
-            with suppress(DatabaseUnavailableError):
+            try:
                 # The ORM finds a connection by its alias.
                 connections[alias] = stack.enter_context(inspecting(alias))
                 stack.callback(connections.__setitem__, alias, configured)
+            except DatabaseUnavailableError:
+                # Without a handler of the program's Python would print the log's line beside the report.
+                getLogger("agentdb.console").addHandler(NullHandler())
         yield connections[alias]
 
 
