@@ -17,7 +17,7 @@ from agentdb.adoption.timestamps import (
 )
 from agentdb.errors import SchemaMismatchError
 from agentdb.faults import Fault, classify
-from agentdb.schema.queries import run
+from agentdb.schema.queries import rows, run
 from agentdb.schema.rows import NotUtf8, StoredColumn
 from agentdb.wording import counted
 
@@ -209,8 +209,8 @@ def not_castable(connection: BaseDatabaseWrapper, column: str) -> str:
 
 def read_instants(
     connection: BaseDatabaseWrapper, table: str, columns: list[StoredColumn]
-) -> None:
-    """Fill ``pg_temp.agentdb_instants`` with the instants of PostgreSQL's rare formats in a table.
+) -> bool:
+    """Fill ``pg_temp.agentdb_instants`` with the instants of PostgreSQL's rare formats in a table; False without any.
 
     ``pg_temp.agentdb_instant(text)`` finds them there, and casts all other texts.
     """
@@ -218,6 +218,10 @@ def read_instants(
     # the order of day and month from today's settings. The table maps each text to the instant that Python found.
     doubtful = " OR ".join(not_castable(connection, column.name) for column in columns)
     selected = ", ".join(column.sql for column in columns)
+    source = f'FROM "{table}" WHERE {doubtful}'
+    # A role may have no right to make a temporary table, and seldom needs one.
+    if rows(connection, f"SELECT count(*) {source}") == [(0,)]:
+        return False
     run(
         connection,
         "CREATE TEMPORARY TABLE IF NOT EXISTS agentdb_instants"
@@ -238,9 +242,10 @@ def read_instants(
         connection.cursor() as cursor,
         connection.connection.cursor(name="agentdb_not_castable") as found,
     ):
-        found.execute(f'SELECT {selected} FROM "{table}" WHERE {doubtful}')
+        found.execute(f"SELECT {selected} {source}")
         while batch := found.fetchmany(_BATCH):
             cursor.executemany(
                 "INSERT INTO pg_temp.agentdb_instants VALUES (%s, %s::timestamptz) ON CONFLICT DO NOTHING",
                 [(text, str(parse_timestamp(text))) for row in batch for text in row],
             )
+    return True

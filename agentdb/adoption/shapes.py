@@ -192,7 +192,6 @@ def _misses(name: str, table: Table) -> list[str]:
 
 
 def _table_problems(vendor: str, name: str, table: Table) -> Iterator[str]:
-    kinds = OLD_COLUMNS[name]
     if table.kind != "table":
         yield f"{table.name!r} is a {table.kind}, not a table. Rename it."
     elif missing := _misses(name, table):
@@ -201,23 +200,25 @@ def _table_problems(vendor: str, name: str, table: Table) -> Iterator[str]:
             "Rename it, or check the database URL."
         )
     else:
+        yield from unfit_columns(vendor, name, table)
         for column in table.columns:
-            if column.name in kinds:
-                yield from _column_problem(vendor, table, column, kinds[column.name])
-            else:
+            if column.name not in OLD_COLUMNS[name]:
                 yield from _foreign_column_problem(table, column)
 
 
-def _column_problem(
-    vendor: str, table: Table, column: Column, kind: str
-) -> Iterator[str]:
-    if column.generated is not None:
-        yield f"Column {column.name!r} of table {table.name!r} is generated. Make it a plain column."
-    elif not _holds(vendor, column.type, kind):
-        yield (
-            f"Column {column.name!r} of table {table.name!r} has the type {column.type or '(none)'}, "
-            f"which does not hold what agentdb needs: {kind}."
-        )
+def unfit_columns(vendor: str, name: str, table: Table) -> Iterator[str]:
+    """Yield why columns of the old server do not hold what it stored in them; a cast could make other values of it."""
+    for column in table.columns:
+        kind = OLD_COLUMNS[name].get(column.name)
+        if kind is None:
+            continue
+        if column.generated is not None:
+            yield f"Column {column.name!r} of table {table.name!r} is generated. Make it a plain column."
+        elif not _holds(vendor, column.type, kind):
+            yield (
+                f"Column {column.name!r} of table {table.name!r} has the type {column.type or '(none)'}, "
+                f"which does not hold what agentdb needs: {kind}."
+            )
 
 
 def _foreign_column_problem(table: Table, column: Column) -> Iterator[str]:

@@ -27,7 +27,12 @@ from agentdb.adoption.obstacles import (
     unusable_reason,
 )
 from agentdb.adoption.progress import SILENT, Progress
-from agentdb.adoption.shapes import NATIVE_TIMESTAMP, key_of, unique_keys
+from agentdb.adoption.shapes import (
+    NATIVE_TIMESTAMP,
+    key_of,
+    unfit_columns,
+    unique_keys,
+)
 from agentdb.adoption.steps import columns_sql
 from agentdb.adoption.timestamps import add_native_text, native_sql
 from agentdb.schema import Table, read_tables
@@ -282,9 +287,17 @@ def read_contents(
 def read_usable_values(connection: BaseDatabaseWrapper) -> dict[str, TableContent]:
     """Return the contents of the old tables by name, without changing anything.
 
-    Raise ``AdoptionRefusedError`` if a value cannot be converted.
+    Raise ``AdoptionRefusedError`` if a value cannot be converted, or a column has a type of which none should be.
     """
-    contents, bad = read_contents(connection, read_tables(connection, OLD_COLUMNS))
+    tables = read_tables(connection, OLD_COLUMNS)
+    unfit = [
+        problem
+        for name, table in tables.items()
+        for problem in unfit_columns(connection.vendor, name, table)
+    ]
+    if unfit:
+        raise AdoptionRefusedError.of(*unfit)
+    contents, bad = read_contents(connection, tables)
     if bad.total:
         raise AdoptionRefusedError((Refusal.unconvertible(bad),))
     return contents
@@ -304,8 +317,8 @@ def timestamp_sources(
     texts = [column for column in stored if not column.is_native]
     template = "{}::timestamptz"
     # CockroachDB has no such formats. A row in one is an odd row, so most tables need no second look.
-    if connection.vendor == "postgresql" and texts and content.odd_rows:
-        read_instants(connection, content.stored_as, texts)
+    may_be_rare = connection.vendor == "postgresql" and texts and content.odd_rows
+    if may_be_rare and read_instants(connection, content.stored_as, texts):
         template = "pg_temp.agentdb_instant({})"
     return {column.name: template.format(column.sql) for column in texts}
 

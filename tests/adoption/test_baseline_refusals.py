@@ -202,6 +202,25 @@ def test_api_keys_that_share_a_hash_are_refused(load_legacy: Load, engine: str):
     )
 
 
+def test_of_rows_that_share_a_key_the_first_twenty_are_shown_with_the_total(
+    load_legacy: Load, engine: str
+):
+    message = refused(
+        load_legacy("dirty-duplicate-agents"),
+        *(
+            f"INSERT INTO agents (id, name, path) VALUES ('id{number}', 'same', '/')"
+            for number in range(21)
+        ),
+    )
+
+    lines = message.splitlines()
+    assert lines[0] == (
+        "23 rows of agents share tenant_id, name with another row (the first 20 are shown). Rename or delete all but "
+        "one, and run the command again."
+    )
+    assert len(lines) == 21
+
+
 def test_reasons_of_several_kinds_are_all_named(load_legacy: Load, engine: str):
     message = refused(
         load_legacy("dirty-duplicate-agents"),

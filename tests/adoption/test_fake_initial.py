@@ -422,6 +422,45 @@ def test_fake_initial_refuses_what_the_migrations_cannot_bring_to_their_shape(
         assert pending_migrations(connection) == list(migration_names())
 
 
+UNFIT = {
+    "sqlite": [
+        "ALTER TABLE sessions DROP COLUMN sandbox_id;"
+        "ALTER TABLE sessions ADD COLUMN sandbox_id BLOB NOT NULL DEFAULT ''"
+    ],
+    # A cast would store '\\x68656c6c6f', '7.00', and 3 for 2.6.
+    "postgresql": [
+        "ALTER TABLE sessions ALTER COLUMN sandbox_id TYPE bytea USING 'hello'",
+        "ALTER TABLE sessions ALTER COLUMN sandbox_id TYPE numeric(9,2) USING 7",
+        "ALTER TABLE agents ALTER COLUMN version TYPE numeric USING 2.6",
+        "ALTER TABLE sessions ALTER COLUMN created_at DROP DEFAULT,"
+        "ALTER COLUMN created_at TYPE timestamp USING now()",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "sql"), [(engine, sql) for engine in UNFIT for sql in UNFIT[engine]]
+)
+@pytest.mark.parametrize("way", ["0002", "0001"])
+def test_migrations_refuse_a_column_of_a_type_whose_cast_makes_other_values(
+    url: str, engine: str, sql: str, way: str
+):
+    agentdb.connect(url).upsert_agent("a", "/")
+    with opened(url) as connection:
+        manage(connection, "migrate", "agentdb", "0001" if way == "0002" else "0002")
+    change(url, sql)
+    with opened(url) as connection:
+        before = raw_schema(connection)
+        with pytest.raises(CommandError) as refusal:
+            manage(connection, "migrate", "agentdb", way)
+
+        assert re.fullmatch(
+            r"Column '\w+' of table '\w+' has the type [\w ,()]+, which does not hold what agentdb needs: \w+\.",
+            str(refusal.value),
+        )
+        assert raw_schema(connection) == before
+
+
 DOUBLED = {
     "sqlite": (
         "CREATE TABLE new AS SELECT * FROM sessions; INSERT INTO new SELECT * FROM sessions LIMIT 1;"
