@@ -26,6 +26,8 @@ def check_health(threads: Threads) -> Health:
     with slot.lock:
         in_transaction = block_of(slot) is not None
         try:
+            # First, because a new file would not help where one was moved away.
+            slot.engine.refuse_displaced()
             path = sqlite_path(slot.wrapper)
             if path is not None:
                 check_sqlite_file(path)

@@ -422,6 +422,21 @@ def test_health_of_a_file_that_was_cut_short_is_not_good(tmp_path: Path) -> None
     assert f"The database file {str(path)!r} is damaged: it has" in health.reason
 
 
+def test_health_of_a_file_that_was_moved_away_does_not_advise_to_make_another(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "agentdb.sqlite3"
+    with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
+        path.rename(tmp_path / "moved")
+
+        # The second has no connection.
+        for _ in range(2):
+            assert db.health().reason.endswith(
+                "was removed or moved while it was open. Stop every program that uses it, put the file back, and "
+                "start them again."
+            )
+
+
 def test_health_of_a_closed_db_raises(url: str) -> None:
     with agentdb.connect(url) as db:
         pass

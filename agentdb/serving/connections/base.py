@@ -80,6 +80,10 @@ class Engine(ABC):
         """Let the body open the connection within ``limit`` seconds."""
         return nullcontext()
 
+    def refuse_displaced(self) -> None:
+        """Raise ``DatabaseUnavailableError`` if the file at the path is not the one that the alias had open before."""
+        return
+
     def rest_of_call(self, began: float) -> float | None:
         """Return the seconds that a call has left that began then, by ``time.monotonic()``; None without a limit."""
         if self.call_timeout is None:

@@ -139,7 +139,7 @@ class SqliteEngine(Engine):
         if self.is_in_memory or self.name.startswith("file:"):
             yield
             return
-        self._refuse_displaced()
+        self.refuse_displaced()
         if _is_left_open(self.name):
             raise AgentDbError(
                 f"{self.describe()} was open on another connection, or in a transaction, when this process was forked. "
@@ -175,8 +175,7 @@ class SqliteEngine(Engine):
             return False
         return True
 
-    def _refuse_displaced(self) -> None:
-        """Raise if the file at the path is not the one that the alias had open before."""
+    def refuse_displaced(self) -> None:
         known = self.place
         if known is None or known.file is None:
             return
