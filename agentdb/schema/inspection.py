@@ -209,9 +209,15 @@ def _size_if_cut_short(path: Path, header: bytes, size: int) -> int:
         page = 65536
     expected = page * int.from_bytes(header[28:32])
     # A log has the whole page, as after a power cut in a checkpoint; an empty one has none.
-    logs = (Path(f"{path}{end}") for end in ("-wal", "-journal"))
-    has_log = any(log.exists() and log.stat().st_size for log in logs)
+    has_log = any(_has_bytes(f"{path}{end}") for end in ("-wal", "-journal"))
     return expected if size < expected and size % page and not has_log else 0
+
+
+def _has_bytes(path: str) -> bool:
+    try:
+        return os.path.getsize(path) > 0
+    except OSError:
+        return False  # a writer may have removed its journal this moment
 
 
 @contextmanager

@@ -422,6 +422,16 @@ def test_health_of_a_file_that_was_cut_short_is_not_good(tmp_path: Path) -> None
     assert f"The database file {str(path)!r} is damaged: it has" in health.reason
 
 
+def test_health_beside_a_writer_that_removes_its_journal_is_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'agentdb.sqlite3'}?journal=delete"
+    with agentdb.connect(url, migrate=True) as db:
+        # It was there a moment ago.
+        monkeypatch.setattr(Path, "exists", lambda path: True)
+        assert db.health().ok
+
+
 def test_health_of_a_file_that_was_moved_away_does_not_advise_to_make_another(
     tmp_path: Path,
 ) -> None:
