@@ -133,7 +133,7 @@ def occupy_closed_descriptors() -> None:
     """
     # The system gives out the lowest free number, so this fills the gaps in order.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
+        os.set_inheritable(descriptor, True)  # runadmin becomes another program
     os.close(descriptor)
     sys.stdout = sys.stdout or Closed()
     sys.stderr = sys.stderr or Closed()

@@ -226,6 +226,10 @@ def translated_errors(connection: BaseDatabaseWrapper) -> Iterator[None]:
     try:
         yield
     except DjangoDatabaseError as error:
+        # Ctrl-C is raised in a function of agentdb's that SQLite calls for each row, and SQLite takes that for an error
+        # of the statement. These functions raise nothing else.
+        if "user-defined function raised" in str(error):
+            raise KeyboardInterrupt from error
         raise DatabaseUnavailableError(describe_failure(connection, error)) from error
 
 

@@ -507,6 +507,26 @@ def test_copy_database_returns_the_rows_of_each_table(
     assert contents(target) == contents(url)
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_ctrl_c_while_the_values_are_checked_is_no_fault_of_the_file(
+    url: str, make_url: MakeUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python runs a signal's handler in the function that SQLite calls for each row."""
+    fill(url)
+
+    def interrupted(value: bytes) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agentdb.schema.rows._is_plain", interrupted)
+    target = make_url("sqlite")
+
+    with pytest.raises(SystemExit) as ended:
+        copydb(url, target)
+
+    assert ended.value.code == 130
+    assert not sqlite_path(target).exists()
+
+
 KILLED = """
 import os, signal, sys, threading, time
 from agentdb import copy_database

@@ -150,6 +150,17 @@ def test_an_error_without_standard_error_has_its_exit_code(tmp_path: Path):
     assert shell(tmp_path, "$agentdb showmigrations 2>&-").returncode == 2
 
 
+def test_a_program_that_a_command_becomes_has_a_standard_output(tmp_path: Path):
+    become = (
+        "import os, sys; from agentdb.management.output import occupy_closed_descriptors; occupy_closed_descriptors(); "
+        "os.execl(sys.executable, 'python', '-c', 'import sys; sys.exit(sys.stdout is None)')"
+    )
+
+    finished = shell(tmp_path, f'{sys.executable} -c "{become}" >&-')
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
 def test_quiet_without_a_command_is_the_help(tmp_path: Path):
     quiet, help = shell(tmp_path, "$agentdb -q"), shell(tmp_path, "$agentdb")
 
