@@ -198,7 +198,7 @@ def keys_in_the_way(step: Step) -> Iterator[str]:
 def keys(step: Step) -> Iterator[str]:
     """Leave each unique constraint and each index once; one that does the same is renamed instead of rebuilt."""
     for key in step.wanted.keys:
-        yield from _make(step, key, _becoming(key, step.live.keys))
+        yield from _make(step, key, _becoming(step, key))
     # Last, so that uniqueness never lapses on CockroachDB, where the old server may be writing at the same time.
     yield from (_drop(step, key) for key in _superseded(step, has_our_name=False))
 
@@ -206,7 +206,7 @@ def keys(step: Step) -> Iterator[str]:
 def _superseded(step: Step, *, has_our_name: bool) -> list[Key]:
     """Return the live keys that go because ours do the same, or need their names."""
     names = {key.name for key in step.wanted.keys}
-    stay = [_becoming(key, step.live.keys) for key in step.wanted.keys]
+    stay = [_becoming(step, key) for key in step.wanted.keys]
     going = [key for key in step.live.keys if key not in stay]
     return [
         key
@@ -215,9 +215,12 @@ def _superseded(step: Step, *, has_our_name: bool) -> list[Key]:
     ]
 
 
-def _becoming(wanted: Key, live: Collection[Key]) -> Key | None:
+def _becoming(step: Step, wanted: Key) -> Key | None:
     """Return the live key that is the wanted one, or becomes it: it has its columns in the same order."""
-    alike = [key for key in live if key.does == wanted.does]
+    # Not one with the name of another of ours, which goes before that other is created.
+    others = {key.name for key in step.wanted.keys} - {wanted.name}
+    free = [key for key in step.live.keys if key.name not in others]
+    alike = [key for key in free if key.does == wanted.does]
     # An index becomes a constraint; the way back does not exist.
     fit = [key for key in alike if wanted.is_constraint or not key.is_constraint]
     return wanted if wanted in fit else next(iter(fit), None)

@@ -64,9 +64,11 @@ class TableContent:
     null_ids: int = 0  # agents without an id
 
 
+_USUAL_FORMATS = ("server", "postgresql", "sqlite")
+
 # The format of a readable timestamp, in SQL of every engine.
 FORMAT = (
-    "CASE WHEN substr({0}, 5, 1) <> '-' THEN 'datestyle' WHEN substr({0}, 11, 1) = 'T' THEN 'server'"
+    "CASE WHEN substr({0}, 11, 1) = 'T' THEN 'server' WHEN substr({0}, 5, 1) <> '-' THEN 'datestyle'"
     " WHEN substr({0}, 20) LIKE '%Z' OR substr({0}, 20) LIKE '%+%' OR substr({0}, 20) LIKE '%-%' THEN 'postgresql'"
     " ELSE 'sqlite' END"
 )
@@ -94,18 +96,21 @@ def read_content(
     # One pass over a table that the server wrote: counts say all there is to say. Python reads a row only if SQL cannot
     # tell that each of its values converts, which is also so if a value is NULL, hence IS TRUE.
     usual = f"({_usual(connection, columns)}) IS TRUE"
-    keys = ", ".join([usual, *formats.values()])
-    places = ", ".join(str(place) for place in range(1, len(formats) + 2))
     source = quote_name(table.name)
-    for is_usual, *found, number in _query(
-        connection, f"SELECT {keys}, count(*) FROM {source} GROUP BY {places}"
-    ):
-        content.rows += number
-        if is_usual:
-            for column, key in zip(formats, found, strict=True):
-                content.formats[column][key] += number
-        else:
-            content.odd_rows += number
+    # Usual timestamps are in these formats. No GROUP BY, for which SQLite would sort all rows.
+    keys = [(column, key) for column in formats for key in _USUAL_FORMATS]
+    counts = [
+        f"count(*) FILTER (WHERE {formats[column]} = '{key}')" for column, key in keys
+    ]
+    [(usual_rows, *found)] = _query(
+        connection,
+        f"SELECT {', '.join(['count(*)', *counts])} FROM {source} WHERE {usual}",
+    )
+    for (column, key), number in zip(keys, found, strict=True):
+        if number:
+            content.formats[column][key] = number
+    [(content.rows,)] = _query(connection, f"SELECT count(*) FROM {source}")
+    content.odd_rows = content.rows - usual_rows
     if content.odd_rows:
         where = f"FROM {source} WHERE NOT ({usual})"
         _read_odd_rows(connection, table, content, where, formats, reason, bad)
@@ -162,10 +167,9 @@ def _has_any_bytes(connection: BaseDatabaseWrapper) -> bool:
     """Return whether the server stores arbitrary bytes in texts (SQL_ASCII)."""
     if connection.vendor != "postgresql":
         return False
-    connection.ensure_connection()
-    return bool(
-        connection.connection.info.parameter_status("server_encoding") == "SQL_ASCII"
-    )
+    # Its tables were read, so the connection is open.
+    report = connection.connection.info.parameter_status
+    return bool(report("server_encoding") == "SQL_ASCII")
 
 
 def _read_odd_rows(

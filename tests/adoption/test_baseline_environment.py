@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shutil
@@ -24,11 +25,24 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 import agentdb
 from agentdb.adoption.change import Change
-from agentdb.adoption.execution import adopt
+from agentdb.adoption.execution import adopt, look
 from agentdb.adoption.plan import read
 from agentdb.adoption.progress import SILENT
-from tests.helpers.baseline_runs import TABLES, assert_adopted, baselinedb, snapshot
-from tests.helpers.legacy_databases import FOLDER, manage, opened, psql, rows
+from tests.helpers.baseline_runs import (
+    TABLES,
+    Told,
+    assert_adopted,
+    baselinedb,
+    snapshot,
+)
+from tests.helpers.legacy_databases import (
+    FOLDER,
+    manage,
+    opened,
+    psql,
+    rows,
+    sqlite_path,
+)
 from tests.helpers.moments import wait_until
 from tests.helpers.servers import FAST, Server
 
@@ -973,3 +987,29 @@ def test_zone_triggers_and_isolation_of_the_database_do_not_matter(
             connection,
             "SELECT DISTINCT created_at = '2026-02-19 20:53:16+00' FROM agents",
         ) == [(True,)]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_check_waits_for_an_adoption_of_another_process(load_legacy: Load, engine: str):
+    """Without a write-ahead log, a file larger than SQLite's cache is locked for readers long before the COMMIT."""
+    url = load_legacy("era-b-small")
+    path = sqlite_path(url)
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN EXCLUSIVE")
+
+    class Other(Told):
+        """Ends the other process's work when it is said that this one waits."""
+
+        def say(self, text: str) -> None:
+            super().say(text)
+            writer.close()
+            os.close(folder)
+
+    told = Other()
+    with opened(url) as connection:
+        outcome = look(connection.alias, told, lambda *_: None, backup=True)
+
+    assert told.said == ["Another process is changing the schema; waiting for it."]
+    assert outcome.plan.actions

@@ -158,6 +158,15 @@ VERSION = WANTED.indexes[0]
                 "CREATE INDEX idx_version ON agents (version DESC, id)",
             ],
         ),
+        # It would stand in the way of the one whose name it has.
+        (
+            replace(WANTED, uniques=(), indexes=(replace(VERSION, name="idx_name"),)),
+            [
+                "DROP INDEX idx_name",
+                "ADD CONSTRAINT idx_name UNIQUE (name, version)",
+                "CREATE INDEX idx_version ON agents (version DESC, id)",
+            ],
+        ),
         (
             replace(WANTED, indexes=(replace(VERSION, name="mine"),)),
             ["ALTER INDEX mine RENAME TO idx_version"],
