@@ -185,7 +185,7 @@ class RowContract(Subject):
     def test_authenticate_finds_the_key_by_its_plain_form_only(self, db: Db) -> None:
         """What no key can look like is nobody's key and not an error: a request's header gets here unchecked.
 
-        The stored hash, which a leaked backup shows, does not open the door either.
+        The stored hash, which a leaked backup shows, does not open the door either, nor does a key that was deleted.
         """
         plain, key = db.issue_api_key("acme", "ci")
         others = [
@@ -200,6 +200,10 @@ class RowContract(Subject):
         assert db.authenticate(plain) == key
         for other in others:
             assert db.authenticate(other) is None
+
+        db.delete_api_key(key.id)
+
+        assert db.authenticate(plain) is None
 
     # -- sessions
 
@@ -293,6 +297,19 @@ class RowContract(Subject):
             stored = getattr(kind.get("x"), kind.state)
             assert stored == value
             assert type(stored) is str
+
+    def test_a_runner_is_set_only_if_that_one_has_it(self, db: Db) -> None:
+        """``only_if=None`` is a condition, "nobody has it", and not the absence of one."""
+        make_session(db)
+        update = db.update_session_runner
+
+        assert update("s1", "r1", only_if="r2") is False
+        assert update("s1", "r1", only_if=None) is True
+        # r1 has it now.
+        assert update("s1", "r2", only_if=None) is False
+        assert update("s1", "r2", only_if="r1") is True
+        [session] = db.list_sessions_by_runner("r2")
+        assert session == db.get_session("s1")
 
     def test_a_paused_session_is_resumed_once_by_a_claim_that_sets_it_active(
         self, db: Db

@@ -12,11 +12,12 @@ from agentdb.errors import (
     DuplicateKeyError,
     InvalidInputError,
 )
-from agentdb.interface import Db, SessionRecord
+from agentdb.interface import Db, SandboxState, SessionRecord, SessionStatus
 from agentdb.testing.conformance.subject import (
     Kind,
     Subject,
     ids,
+    instant,
     make_agent,
     make_api_key,
     make_session,
@@ -47,6 +48,26 @@ _NOTHING_FOUND = [
     ("delete_session", "S1"),
     ("delete_sandbox", "SB1"),
     ("delete_api_key", "K1"),
+]
+
+# What calls for the rows of all tenants answer if there are none. Their arguments fit rows of each status and state.
+_LATER = instant(10**9)
+_OF_ALL_TENANTS: list[tuple[object, str, list[Any]]] = [
+    ([], "get_silent_sessions", [_LATER]),
+    ([], "get_idle_sandboxes", [_LATER]),
+    ([], "get_cold_sandboxes", [_LATER]),
+    ([], "list_sessions_by_runner", ["r1"]),
+    ([], "list_sandboxes_by_runner", ["r1"]),
+    ([], "touch_sessions", [["active"]]),
+    ([], "touch_sandboxes", [["cold"]]),
+    (None, "get_best_eviction_candidate", []),
+    (None, "claim_eviction_candidate", []),
+    (0, "count_sandboxes", []),
+    (0, "mark_all_sandboxes_cold", []),
+    (0, "mark_sandboxes_cold_by_runner", ["r1"]),
+    (0, "bulk_pause_sessions_by_runner", ["r1"]),
+    (0, "bulk_pause_active_sessions", []),
+    (0, "prune_sessions", [_LATER, 10]),
 ]
 
 
@@ -255,6 +276,30 @@ class WholeContract(Subject):
 
         message = str(raised.value)
         assert message == f"This view is of the tenant 'acme'; {other!r} is another."
+
+    def test_a_call_for_all_tenants_leaves_those_of_others_alone_on_a_view(
+        self, db: Db
+    ) -> None:
+        """Calls that name no tenant neither find nor change anything through the view of one that has no rows."""
+        for status in SessionStatus:
+            id = str(status)
+            make_session(db, id)
+            db.update_session_status(id, status)
+            db.update_session_runner(id, "r1")
+        for state in SandboxState:
+            id = str(state)
+            db.insert_sandbox(id, "support-bot", "", "ended")
+            db.update_sandbox_state(id, state)
+        plain, _ = db.issue_api_key("default", "")
+        rows = [*db.list_sessions(), *db.list_sandboxes()]
+        view = db.for_tenant("stranger")
+
+        for expected, method, arguments in _OF_ALL_TENANTS:
+            answer = getattr(view, method)(*arguments)
+
+            assert answer == expected, method
+        assert view.authenticate(plain) is None
+        assert [*db.list_sessions(), *db.list_sandboxes()] == rows
 
     def test_the_view_of_the_default_tenant_is_one_too(self, db: Db) -> None:
         """The view of "default", which is also what a call means that names no tenant, sees no other tenant."""
