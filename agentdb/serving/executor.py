@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 from agentdb.errors import AgentDbError, DatabaseClosedError, DuplicateKeyError
 from agentdb.faults import NOT_KEPT, REFUSED, Fault, driver_error, explain
 from agentdb.schema.rows import unreadable_values
+from agentdb.serving import forking
 from agentdb.serving.compiled import (
     Delete,
     Insert,
@@ -32,7 +33,6 @@ from agentdb.serving.compiled import (
 )
 from agentdb.serving.connections.base import Connection, Engine, Slot
 from agentdb.serving.connections.threads import Threads
-from agentdb.serving.forking import forking
 from agentdb.serving.transactions import Block, Part, Savepoint, Transaction, block_of
 
 R = TypeVar("R")
@@ -206,7 +206,7 @@ class Executor:
         if _warn_in_loops and _get_running_loop() is not None:
             _warn_of_blocked_loop()
         if forking.under_way:
-            _wait_for_fork(slot)
+            forking.wait(slot)
         # For a server and a file the lock is this thread's own, and free: a fork takes it to wait for the end of the
         # call. A database in memory has one connection for all threads, which take turns here.
         with slot.lock:
@@ -372,12 +372,6 @@ class Executor:
         if slot.wrapper.run_on_commit and not slot.wrapper.in_atomic_block:
             slot.wrapper.run_and_clear_commit_hooks()  # may raise the host's own errors
         return result
-
-
-def _wait_for_fork(slot: Slot) -> None:
-    """Wait until a fork that another thread has begun is over; it waits itself for the end of a transaction."""
-    if not slot.wrapper.in_atomic_block:
-        forking.wait()
 
 
 def _open_block(slot: Slot) -> Block | None:

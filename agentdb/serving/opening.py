@@ -26,11 +26,10 @@ from agentdb.faults import is_final
 from agentdb.keys import KeyHashes
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import migration_names
-from agentdb.serving import host, own_apps
+from agentdb.serving import forking, host, own_apps
 from agentdb.serving.adapter import DjangoDb
 from agentdb.serving.aio import DEFAULT_MAX_WORKERS, AsyncDb
 from agentdb.serving.connections.threads import Threads
-from agentdb.serving.forking import forking
 from agentdb.sqlite_files import encoding_concern, left_log_concern
 
 _FIRST_DELAY_SECONDS = 0.05

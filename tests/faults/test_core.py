@@ -26,8 +26,8 @@ from agentdb import (
     SchemaMismatchError,
     SchemaOutOfDateError,
 )
+from agentdb.serving import forking
 from agentdb.serving.connections import postgresql
-from agentdb.serving.forking import forking
 from agentdb.serving.opening import temporary_alias
 from tests.helpers.factories import execute
 from tests.helpers.limits import set_call_timeout

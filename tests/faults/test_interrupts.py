@@ -23,7 +23,7 @@ from django.db import connections, transaction
 
 import agentdb
 from agentdb import AgentDbError, Db, DjangoDb
-from agentdb.serving.forking import forking
+from agentdb.serving import forking
 from tests.helpers.factories import execute
 from tests.helpers.moments import WhenItWaits, wait_until
 

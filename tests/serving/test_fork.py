@@ -18,8 +18,8 @@ from django.db import connections, transaction
 
 import agentdb
 from agentdb import Db, DjangoDb
+from agentdb.serving import forking
 from agentdb.serving.connections.base import Slot
-from agentdb.serving.forking import forking
 from agentdb.serving.opening import temporary_alias
 from tests.helpers.factories import make_session
 

@@ -21,9 +21,9 @@ from agentdb.errors import (
     DatabaseUnavailableError,
     InvalidInputError,
 )
+from agentdb.serving import forking
 from agentdb.serving.connections import engine_of
 from agentdb.serving.connections.base import Engine, Slot, left_to_the_parent
-from agentdb.serving.forking import forking
 from agentdb.serving.host import cannot_load
 from agentdb.serving.transactions import block_of
 
@@ -178,8 +178,7 @@ class Threads:
         if owned and self.engine.is_in_memory:
             self._shared = Slot(self.engine, wrapper)
             wrapper.inc_thread_sharing()
-        file = None if self.engine.has_server else own["NAME"]
-        forking.include(self, file)
+        forking.include(self)
         if owned:
             connection_created.connect(self._opened)
 
