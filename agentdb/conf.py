@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from agentdb.errors import InvalidInputError
@@ -336,28 +337,16 @@ def _one_of(*known: str) -> Reader:
     return read
 
 
-def _number_of(value: Any) -> float:
-    """Return NaN, which is outside every range, for what is not a number."""
+def _seconds(name: str, value: Any, *, or_zero: bool = False) -> float:
     try:
-        return float(value)
+        seconds = float(value)
     except (TypeError, ValueError):
-        return math.nan
-
-
-def _seconds_or_zero(name: str, value: Any) -> float:
-    seconds = _number_of(value)
-    if not 0 <= seconds <= _LONGEST_BUSY_SECONDS:
+        seconds = math.nan  # which is outside every range
+    is_zero = or_zero and seconds == 0
+    if not is_zero and not 0 < seconds <= _LONGEST_BUSY_SECONDS:
+        above = "" if or_zero else " above 0"
         raise InvalidInputError(
-            f"The URL option {name}={value!r} is not a number of seconds."
-        )
-    return seconds
-
-
-def _seconds(name: str, value: Any) -> float:
-    seconds = _number_of(value)
-    if not 0 < seconds <= _LONGEST_BUSY_SECONDS:
-        raise InvalidInputError(
-            f"The URL option {name}={value!r} is not a number of seconds above 0."
+            f"The URL option {name}={value!r} is not a number of seconds{above}."
         )
     return seconds
 
@@ -487,7 +476,7 @@ _OF_EVERY_ENGINE: dict[str, Reader] = {
 _OF_SQLITE: dict[str, Reader] = {
     "synchronous": _one_of("NORMAL", "FULL", "EXTRA"),
     "journal": _one_of("WAL", "DELETE"),
-    "timeout": _seconds_or_zero,  # 0: fail at once
+    "timeout": partial(_seconds, or_zero=True),  # 0: fail at once
 }
 _OF_SERVERS: dict[str, Reader] = {
     "call_timeout": _seconds,

@@ -9,8 +9,7 @@ from django.db.models import Index, Q
 
 from agentdb.expressions import UtcNow
 from agentdb.fields import Instant, Integer, Text
-from agentdb.interface import SandboxState as SandboxStateValue
-from agentdb.interface import SessionStatus as SessionStatusValue
+from agentdb.interface import SandboxState, SessionStatus
 from agentdb.querysets import (
     LEAST_RECENTLY_USED_FIRST,
     NEWEST_FIRST,
@@ -30,8 +29,8 @@ def new_id() -> str:
 
 
 # Each value is its own label. Values of newer servers can still be read.
-_STATUSES = [(status.value, status.value) for status in SessionStatusValue]
-_STATES = [(state.value, state.value) for state in SandboxStateValue]
+_STATUSES = [(status.value, status.value) for status in SessionStatus]
+_STATES = [(state.value, state.value) for state in SandboxState]
 
 
 class Agent(models.Model):
@@ -75,7 +74,7 @@ class Session(models.Model):
     )
     sandbox_id = Text(help_text="The sandbox it runs in, which may be gone.")
     status = Text(
-        db_default=SessionStatusValue.STARTING.value,
+        db_default=SessionStatus.STARTING.value,
         choices=_STATUSES,
         help_text="What the session is doing.",
     )
@@ -134,7 +133,7 @@ class Sandbox(models.Model):
     )
     agent_name = Text(help_text="The agent whose files it holds.")
     state = Text(
-        db_default=SandboxStateValue.WARMING.value,
+        db_default=SandboxState.WARMING.value,
         choices=_STATES,
         help_text="Whether it has a process (warm, waiting, running), is getting one (warming) or has none (cold).",
     )

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from agentdb.serving import queries
     from agentdb.serving.compiled import Update
 
-_EVER = datetime.max.replace(tzinfo=UTC)  # later than every use
+_EVER = datetime.max.replace(tzinfo=UTC)
 _ALL = 2**63 - 1  # what a 64-bit LIMIT takes
 
 R = TypeVar("R")
@@ -437,21 +437,16 @@ class DjangoDb(Executor, KeyIssuer, Db):
     def get_best_eviction_candidate(
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
-        if unused_since is None:
-            query = queries.GET_BEST_EVICTION_CANDIDATE
-            return self._first(SandboxRecord, query)
         return self._first(
             SandboxRecord,
-            queries.GET_BEST_UNUSED_CANDIDATE,
-            older_than=aware_instant("unused_since", unused_since),
+            queries.GET_BEST_EVICTION_CANDIDATE,
+            older_than=_unused_since(unused_since),
         )
 
     def claim_eviction_candidate(
         self, *, unused_since: datetime | None = None
     ) -> SandboxRecord | None:
-        older_than = _EVER
-        if unused_since is not None:
-            older_than = aware_instant("unused_since", unused_since)
+        older_than = _unused_since(unused_since)
         # One statement for each state, in the order of eviction, until one claims a sandbox.
         for state, query in queries.CLAIMS_OF_EVICTION.items():
             claimed = self._first(SandboxRecord, query, older_than=older_than)
@@ -683,6 +678,11 @@ class DjangoDb(Executor, KeyIssuer, Db):
 
 
 _OWN_METHODS = dict(vars(DjangoDb))
+
+
+def _unused_since(value: datetime | None) -> datetime:
+    """Return the instant, or else one that is later than every use."""
+    return _EVER if value is None else aware_instant("unused_since", value)
 
 
 def _given(values: dict[str, Any]) -> frozenset[str]:

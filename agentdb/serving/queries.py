@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -399,13 +398,10 @@ def _on_runner(scope: Scope) -> Any:
 LIST_SANDBOXES_BY_RUNNER = Select(lambda scope: _on_runner(scope).newest_first())
 
 
-def _in_state(state: SandboxState, scope: Scope) -> Any:
-    return scope.rows(Sandbox).in_state(state).least_recently_used_first()
-
-
 def _unused(state: SandboxState, scope: Scope) -> Any:
-    """Match the sandboxes in that state that were last used before ``older_than``."""
-    return _in_state(state, scope).idle_since(instant("older_than"))
+    """Match the sandboxes in that state that were last used before ``older_than``, the longest unused first."""
+    unused = scope.rows(Sandbox).in_state(state).idle_since(instant("older_than"))
+    return unused.least_recently_used_first()
 
 
 GET_IDLE_SANDBOXES = Select(partial(_unused, SandboxState.WAITING))
@@ -417,16 +413,15 @@ _EVICTED_IN_TURN = (
 )
 
 
-def _best(rows: Callable[[SandboxState, Scope], Any], scope: Scope) -> Any:
-    """Match the sandbox to evict first of the rows."""
-    candidates = [rows(state, scope).values("id")[:1] for state in _EVICTED_IN_TURN]
+def _best(scope: Scope) -> Any:
+    """Match the unused sandbox to evict first."""
+    candidates = [_unused(state, scope).values("id")[:1] for state in _EVICTED_IN_TURN]
     # COALESCE stops at the first state with a sandbox: at most three probes of one index, and no sort.
     best = Coalesce(*candidates)
     return scope.rows(Sandbox).filter(IsRow(F("id"), best))
 
 
-GET_BEST_EVICTION_CANDIDATE = Select(partial(_best, _in_state))
-GET_BEST_UNUSED_CANDIDATE = Select(partial(_best, _unused))
+GET_BEST_EVICTION_CANDIDATE = Select(_best)
 
 
 def _free(scope: Scope, state: SandboxState, rows: Any) -> Any:

@@ -269,37 +269,28 @@ class _Batch:
         """
         with self._settling:
             if self._committed:
-                self._confirm()
+                # Look whether the file was moved meanwhile, once for all: each stat() waits for the interpreter again.
+                try:
+                    self._connection.confirm()
+                except OutcomeUnknownError as error:
+                    self._failure = error
             followers = self.writers[1:]
+            answers = self._results
             # A leader that was interrupted between two statements has fewer results than writers, and has not
             # committed.
-            is_complete = len(self._results) == len(self.writers)
+            is_complete = len(answers) == len(self.writers)
             if self._failure is not None and is_complete:
                 # The COMMIT has failed, or went into a file that was moved: only the error says what may be stored.
                 # Each gets an error of its own, because each adds its traceback to it.
-                failures: list[Answer] = [
-                    (None, copy(self._failure)) for _ in self.writers
-                ]
-                self._answer(self.writers, failures)
-            elif self._committed:
-                self._answer(self.writers, self._results)
-            else:
+                answers = [(None, copy(self._failure)) for _ in self.writers]
+            elif not self._committed:
                 self._turns.put_back(followers, self)
+                answers = []
+            for writer, answer in zip(self.writers, answers, strict=False):
+                writer.answer = answer
+                writer.batch = None
             for writer in followers:
                 writer.tell()
-
-    def _confirm(self) -> None:
-        """Look whether the file was moved meanwhile, once for all: each stat() waits for the interpreter again."""
-        try:
-            self._connection.confirm()
-        except OutcomeUnknownError as error:
-            self._failure = error
-
-    @staticmethod
-    def _answer(writers: list[_Writer], answers: list[Answer]) -> None:
-        for writer, answer in zip(writers, answers, strict=True):
-            writer.answer = answer
-            writer.batch = None
 
     def _result(self, writer: _Writer) -> Answer:
         """Run the writer's statement in the open transaction."""

@@ -399,9 +399,8 @@ def test_sqlite_finds_the_eviction_candidate_with_three_probes(
     plan = _sqlite_plan(large_sqlite, lambda db: db.get_best_eviction_candidate())
 
     searches = [step for step in plan if step.startswith("SEARCH")]
-    probes = [
-        step for step in searches if "idx_sandboxes_state_last_used (state=?)" in step
-    ]
+    index = "idx_sandboxes_state_last_used (state=? AND last_used_at<?)"
+    probes = [step for step in searches if index in step]
     assert len(probes) == 3
     assert len(searches) == 4
 
