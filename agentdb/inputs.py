@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, TypeVar
@@ -39,9 +40,6 @@ _UNITS_OF_AGE = {
 }
 
 R = TypeVar("R")
-
-_STATUSES = {status.value: status.value for status in SessionStatus}
-_STATES = {state.value: state.value for state in SandboxState}
 
 
 def text(what: str, value: object) -> str:
@@ -112,12 +110,12 @@ def identifiers(what: str, value: object) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def _known(what: str, known: dict[str, str], value: object) -> str:
+def _known(what: str, known: type[StrEnum], value: object) -> str:
     if not isinstance(value, str):
         raise InvalidInputError(f"{what} must be a string, not {type(value).__name__}.")
     try:
-        return known[value]
-    except KeyError:
+        return known(value).value
+    except ValueError:
         raise InvalidInputError(
             f"{what} {str.__str__(value)!r} is not one of {', '.join(known)}."
         ) from None
@@ -135,9 +133,9 @@ def _one_or_several(
     return list(dict.fromkeys(several))
 
 
-session_status = partial(_known, "Session status", _STATUSES)
+session_status = partial(_known, "Session status", SessionStatus)
 session_statuses = partial(_one_or_several, session_status)
-sandbox_state = partial(_known, "Sandbox state", _STATES)
+sandbox_state = partial(_known, "Sandbox state", SandboxState)
 sandbox_states = partial(_one_or_several, sandbox_state)
 
 

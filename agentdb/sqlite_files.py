@@ -35,7 +35,6 @@ _SHARED = (
 )
 _SHARED_PREFIXES = ("nfs", "fuse")
 
-_WAL_RESET_BEGINS = (3, 7, 0)
 _WAL_RESET_ENDS = (3, 51, 3)
 _WAL_RESET_PATCHED = [
     (3, 44, 6),
@@ -246,7 +245,7 @@ def left_log_concern(path: str | Path) -> str:
 def version_concern(version: str) -> str:
     """Return the sentence for a SQLite that can lose commits of a write-ahead log, '' for a fixed one."""
     numbers = tuple(int(part) for part in version.split(".")[:3])
-    if not _WAL_RESET_BEGINS <= numbers < _WAL_RESET_ENDS:
+    if numbers >= _WAL_RESET_ENDS:
         return ""
     for mended in _WAL_RESET_PATCHED:
         if numbers[:2] == mended[:2] and numbers >= mended:

@@ -216,14 +216,15 @@ class DjangoDb(Executor, KeyIssuer, Db):
         limit: int | None = None,
         before: SessionRecord | str | None = None,
     ) -> list[SessionRecord]:
-        values = {
-            "tenant_id": self._tenant(tenant_id),
-            "agent_name": optional_identifier("Agent name", agent),
-        }
-        statuses = session_statuses("status", status)
-        values["runner_id"] = optional_identifier("Runner id", runner_id)
         return self._list(
-            SessionRecord, queries.SESSIONS, values, statuses, limit, before
+            SessionRecord,
+            queries.SESSIONS,
+            tenant_id=self._tenant(tenant_id),
+            agent_name=optional_identifier("Agent name", agent),
+            wanted=session_statuses("status", status),
+            runner_id=optional_identifier("Runner id", runner_id),
+            limit=limit,
+            before=before,
         )
 
     def count_sessions(
@@ -400,12 +401,15 @@ class DjangoDb(Executor, KeyIssuer, Db):
         limit: int | None = None,
         before: SandboxRecord | str | None = None,
     ) -> list[SandboxRecord]:
-        values: dict[str, Any] = {"tenant_id": self._tenant(tenant_id)}
-        states = sandbox_states("state", state)
-        values["agent_name"] = optional_identifier("Agent name", agent)
-        values["session_id"] = optional_identifier("Session id", session_id)
         return self._list(
-            SandboxRecord, queries.SANDBOXES, values, states, limit, before
+            SandboxRecord,
+            queries.SANDBOXES,
+            tenant_id=self._tenant(tenant_id),
+            wanted=sandbox_states("state", state),
+            agent_name=optional_identifier("Agent name", agent),
+            session_id=optional_identifier("Session id", session_id),
+            limit=limit,
+            before=before,
         )
 
     def list_sandboxes_by_runner(self, runner_id: str) -> list[SandboxRecord]:
@@ -488,10 +492,11 @@ class DjangoDb(Executor, KeyIssuer, Db):
         self,
         record: type[Listed],
         table: queries.Table,
-        values: dict[str, Any],
+        *,
         wanted: list[str],
         limit: object,
         before: object,
+        **values: Any,
     ) -> list[Listed]:
         """Return a page of the rows that equal the values that are given, and are in one of the wanted states, if any.
 

@@ -14,7 +14,6 @@ from agentdb.schema.inspection import (
     sqlite_path,
 )
 from agentdb.serving import own_apps
-from agentdb.serving.connections.base import Slot
 from agentdb.serving.connections.threads import Threads
 from agentdb.serving.transactions import block_of
 from agentdb.sqlite_files import file_concern, version_concern
@@ -23,49 +22,41 @@ from agentdb.sqlite_files import file_concern, version_concern
 def check_health(threads: Threads) -> Health:
     """Check the database on this thread's connection, or on a new one if that has died."""
     slot = threads.slot()
+    wrapper = slot.wrapper
+    place = slot.engine.describe()
+    # What cannot be read stays so.
+    milliseconds: float | None = None
+    version = ""
+    warnings: tuple[str, ...] = ()
     with slot.lock:
         in_transaction = block_of(slot) is not None
         try:
             # First, because a new file would not help where one was moved away.
             slot.engine.refuse_displaced()
-            path = sqlite_path(slot.wrapper)
+            path = sqlite_path(wrapper)
             if path is not None:
                 check_sqlite_file(path)
             threads.ensure_connected()
-            return _ask(threads, slot)
+            with slot.operation():
+                milliseconds = _round_trip(wrapper)
+                version = server_version(wrapper).split()[0]
+                problem = own_apps.schema_problem(wrapper, place)
+            warnings = _warnings(wrapper, version)
         except AgentDbError as error:
+            problem = error
             if not in_transaction:
                 slot.discard()
-            return Health(
-                ok=False,
-                engine=slot.wrapper.vendor,
-                server_version="",
-                place=slot.engine.describe(),
-                round_trip_ms=None,
-                pending_migrations=(),
-                connections=threads.open_connections(),
-                reason=str(error),
-            )
-
-
-def _ask(threads: Threads, slot: Slot) -> Health:
-    wrapper = slot.wrapper
-    place = slot.engine.describe()
-    with slot.operation():
-        milliseconds = _round_trip(wrapper)
-        version = server_version(wrapper).split()[0]
-        problem = own_apps.schema_problem(wrapper, place)
-    return Health(
-        ok=problem is None,
-        engine=wrapper.vendor,
-        server_version=version,
-        place=place,
-        round_trip_ms=milliseconds,
-        pending_migrations=getattr(problem, "pending", ()),
-        connections=threads.open_connections(),
-        reason="" if problem is None else str(problem),
-        warnings=_warnings(wrapper, version),
-    )
+        return Health(
+            ok=problem is None,
+            engine=wrapper.vendor,
+            server_version=version,
+            place=place,
+            round_trip_ms=milliseconds,
+            pending_migrations=getattr(problem, "pending", ()),
+            connections=threads.open_connections(),
+            reason="" if problem is None else str(problem),
+            warnings=warnings,
+        )
 
 
 def _round_trip(wrapper: BaseDatabaseWrapper) -> float:

@@ -35,8 +35,9 @@ def app_names(apps: Sequence[str] | None) -> list[str] | None:
 
 def check_installed(names: Sequence[str]) -> None:
     """Raise ``InvalidInputError`` for an app that is not installed in this process."""
-    installed = {config.name for config in django_apps.get_app_configs()}
-    missing = [name for name in names if _config(name).name not in installed]
+    missing = [
+        name for name in names if not django_apps.is_installed(_config(name).name)
+    ]
     if missing:
         listed = ", ".join(map(repr, missing))
         raise InvalidInputError(

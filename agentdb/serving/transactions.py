@@ -42,9 +42,8 @@ class Block:
         self, slot: Slot, error: BaseException, *, writing: bool = False
     ) -> AgentDbError:
         """Mark it as failed by the driver's error of a statement in it, and return the ``AgentDbError``."""
-        cause = driver_error(error)
-        fault = slot.fault(cause, writing=writing)
-        return self.fail(slot.engine.explain(fault, cause), fault)
+        fault = slot.fault(error, writing=writing)
+        return self.fail(slot.engine.explain(fault, error), fault)
 
     def check(self) -> Block:
         """Return this, or raise the failure in it."""
@@ -132,7 +131,7 @@ class Transaction(Block, InOneThread):
         try:
             slot.ready().begin()
         except slot.engine.errors as error:
-            if slot.fault(driver_error(error), writing=False) is not Fault.LOST:
+            if slot.fault(error, writing=False) is not Fault.LOST:
                 raise
             # A pooler or a server that restarted may have dropped it after the check for a readable socket. BEGIN
             # alone has changed nothing, so it may be repeated; what remains of call_timeout limits the second

@@ -254,7 +254,7 @@ def test_the_url_decides_on_any_file_system(
 @pytest.mark.parametrize(
     ("version", "mended"),
     [
-        ("3.6.23", True), ("3.7.0", False), ("3.40.1", False), ("3.44.5", False), ("3.44.6", True), ("3.45.0", False),
+        ("3.7.0", False), ("3.40.1", False), ("3.44.5", False), ("3.44.6", True), ("3.45.0", False),
         ("3.50.6", False), ("3.50.7", True), ("3.51.0", False), ("3.51.2", False), ("3.51.3", True), ("4.0.0", True),
     ],
 )  # fmt: skip

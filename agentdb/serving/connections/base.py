@@ -407,9 +407,8 @@ class Slot:
             with connection.limited() if connection is not None else nullcontext():
                 yield
         except self.engine.errors as error:
-            cause = driver_error(error)
-            fault = self.fault(cause, writing=False)
-            raise self.engine.explain(fault, cause) from cause
+            fault = self.fault(error, writing=False)
+            raise self.engine.explain(fault, error) from driver_error(error)
         except BaseException:
             self.interrupted()
             raise
