@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from django.db.models import F, Model, QuerySet
+from django.db.models import F, QuerySet
 
 from agentdb.expressions import CodePointOrder, OneOfRows
 from agentdb.interface import SandboxState, SessionStatus
-
-M = TypeVar("M", bound=Model, covariant=True)
 
 # Newest first; the order among equals does not depend on the locale. The indexes of the models are built of the same
 # expressions: PostgreSQL uses one only if its expression is the query's to the letter.
@@ -31,7 +29,7 @@ ALIVE = (
 )
 
 
-class _OfTenant(QuerySet[M]):
+class _OfTenant(QuerySet[Any]):
     def of_tenant(self, tenant_id: str) -> Self:
         """Those of one tenant."""
         return self.filter(tenant_id=tenant_id)
@@ -41,13 +39,13 @@ class _OfTenant(QuerySet[M]):
         return self.order_by(*NEWEST_FIRST)
 
 
-class AgentQuerySet(_OfTenant[Any]):
+class AgentQuerySet(_OfTenant):
     def by_name(self) -> Self:
         """In the order in which ``Db.list_agents`` lists them, whatever the database's locale."""
         return self.order_by(CodePointOrder("name").asc())
 
 
-class SessionQuerySet(_OfTenant[Any]):
+class SessionQuerySet(_OfTenant):
     def active(self) -> Self:
         """Those of status ``active``."""
         return self.filter(status=SessionStatus.ACTIVE.value)
@@ -73,7 +71,7 @@ class SessionQuerySet(_OfTenant[Any]):
         return self.filter(last_active_at__lt=instant)
 
 
-class SandboxQuerySet(_OfTenant[Any]):
+class SandboxQuerySet(_OfTenant):
     def in_state(self, state: SandboxState | str) -> Self:
         """Those in this state."""
         return self.filter(state=str(state))
@@ -92,5 +90,5 @@ class SandboxQuerySet(_OfTenant[Any]):
         return self.order_by(*LEAST_RECENTLY_USED_FIRST)
 
 
-class ApiKeyQuerySet(_OfTenant[Any]):
+class ApiKeyQuerySet(_OfTenant):
     pass

@@ -535,7 +535,7 @@ class DjangoDb(Executor, KeyIssuer, Db):
             of_runner="runner_id" in values,
             skip_locked=skip_locked,
             # In a transaction, the whole of it would not wait for the disk.
-            unsynced=self._relaxed_touches and not self._threads.in_transaction,
+            unsynced=self._relaxed_touches and not self._slot().wrapper.in_atomic_block,
         )
         if not interval:
             return self._write_touch(touch.update, values)

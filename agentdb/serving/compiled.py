@@ -203,7 +203,9 @@ class Insert:
 
     def __post_init__(self) -> None:
         fields = self.model._meta.concrete_fields
-        self.times = [field.attname for field in fields if _is_instant(field)]
+        self.times = [
+            field.attname for field in fields if isinstance(field, DateTimeField)
+        ]
         self._keys = [field.attname for field in fields if field.unique]
         has_one = Q(*((key, text(key)) for key in self._keys), _connector=Q.OR)
         # How many rows have one of its keys, whosever they are.
@@ -298,7 +300,7 @@ def _statement(
     instants = [
         index
         for index, column in enumerate(columns)
-        if _is_instant(column.output_field)
+        if isinstance(column.output_field, DateTimeField)
     ]
     return Statement(
         sql,
@@ -320,10 +322,6 @@ def _with_limits(sql: str, slots: list[Slot]) -> str:
         slots.insert(before.count("%s"), ("limit", None, None))
         sql = f"{before}LIMIT %s{after}"
     return sql
-
-
-def _is_instant(field: Any) -> bool:
-    return isinstance(field, DateTimeField)
 
 
 def _slot(value: Any, *, has_server: bool) -> Slot:

@@ -25,8 +25,9 @@ def check_health(threads: Threads) -> Health:
     wrapper = slot.wrapper
     place = slot.engine.describe()
     # What cannot be read stays so.
+    reason = version = ""
     milliseconds: float | None = None
-    version = ""
+    pending: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     with slot.lock:
         in_transaction = block_of(slot) is not None
@@ -41,20 +42,25 @@ def check_health(threads: Threads) -> Health:
                 milliseconds = _round_trip(wrapper)
                 version = server_version(wrapper).split()[0]
                 problem = own_apps.schema_problem(wrapper, place)
-            warnings = _warnings(wrapper, version)
+            reason = str(problem or "")
+            pending = getattr(problem, "pending", ())
+            if path is not None:
+                # What may harm the file although it works now.
+                concerns = file_concern(path), version_concern(version)
+                warnings = tuple(filter(None, concerns))
         except AgentDbError as error:
-            problem = error
+            reason = str(error)
             if not in_transaction:
                 slot.discard()
         return Health(
-            ok=problem is None,
+            ok=not reason,
             engine=wrapper.vendor,
             server_version=version,
             place=place,
             round_trip_ms=milliseconds,
-            pending_migrations=getattr(problem, "pending", ()),
+            pending_migrations=pending,
             connections=threads.open_connections(),
-            reason="" if problem is None else str(problem),
+            reason=reason,
             warnings=warnings,
         )
 
@@ -65,12 +71,3 @@ def _round_trip(wrapper: BaseDatabaseWrapper) -> float:
         began = time.perf_counter()
         cursor.execute("SELECT 1")
         return (time.perf_counter() - began) * 1000
-
-
-def _warnings(wrapper: BaseDatabaseWrapper, version: str) -> tuple[str, ...]:
-    """Return what may harm a SQLite file although it works now."""
-    path = sqlite_path(wrapper)
-    if path is None:
-        return ()
-    concerns = file_concern(path), version_concern(version)
-    return tuple(concern for concern in concerns if concern)

@@ -206,11 +206,6 @@ class Threads:
         if is_ours and not self.closed:
             self.slot().take_over()
 
-    @property
-    def in_transaction(self) -> bool:
-        """Return whether this thread is in a transaction on the alias, its own or the host's."""
-        return bool(self.slot().wrapper.in_atomic_block)
-
     def ensure_connected(self, limit: float | None = None) -> None:
         """Open this thread's connection within ``limit`` seconds, or raise ``DatabaseUnavailableError``.
 

@@ -37,9 +37,10 @@ TAKES = [
     ("session", ["active", "starting"], methodcaller("get_silent_sessions", instant())),
     ("sandbox", ["waiting"], methodcaller("get_idle_sandboxes", instant())),
     ("sandbox", ["cold"], methodcaller("get_cold_sandboxes", instant())),
-    ("sandbox", ["cold"], methodcaller("get_best_eviction_candidate")),
-    ("sandbox", ["warm"], methodcaller("get_best_eviction_candidate")),
-    ("sandbox", ["waiting"], methodcaller("get_best_eviction_candidate")),
+    *(
+        ("sandbox", [state], methodcaller("get_best_eviction_candidate"))
+        for state in ("cold", "warm", "waiting")
+    ),
     ("sandbox", ["warm"], methodcaller("claim_warm_sandbox", "support-bot", "s1")),
 ]
 
