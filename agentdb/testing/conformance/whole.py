@@ -13,6 +13,7 @@ from agentdb.errors import (
     InvalidInputError,
 )
 from agentdb.interface import Db, SandboxState, SessionRecord, SessionStatus
+from agentdb.testing.conformance.refusals import METHODS, valid_arguments
 from agentdb.testing.conformance.subject import (
     Kind,
     Subject,
@@ -259,7 +260,9 @@ class WholeContract(Subject):
         assert issued in db.list_api_keys_by_tenant("acme")
 
     @pytest.mark.parametrize("other", ["other", "default"])
-    @pytest.mark.parametrize("method", ["for_tenant", "list_agents", "delete_agent"])
+    @pytest.mark.parametrize(
+        "method", [each for each in METHODS if "tenant_id" in valid_arguments(each)]
+    )
     def test_a_view_refuses_another_tenant_by_name(
         self,
         db: Db,
@@ -268,11 +271,11 @@ class WholeContract(Subject):
     ) -> None:
         """It is refused and not answered with nothing: a caller that names another tenant has mixed up two requests."""
         view = db.for_tenant("acme")
-        arguments = ["support-bot"] if method == "delete_agent" else []
+        arguments = valid_arguments(method) | {"tenant_id": other}
         call = getattr(view, method)
 
         with pytest.raises(InvalidInputError) as raised:
-            call(*arguments, tenant_id=other)
+            call(**arguments)
 
         message = str(raised.value)
         assert message == f"This view is of the tenant 'acme'; {other!r} is another."
