@@ -20,7 +20,18 @@ from django.db.models.lookups import Exact
 from django.db.models.sql.compiler import SQLCompiler
 
 
-class UtcNow(Now):
+class OtherOnSqlite(Func):
+    """A function that has another template on SQLite."""
+
+    on_sqlite: str
+
+    def as_sqlite(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
+    ) -> Any:
+        return self.as_sql(compiler, connection, template=self.on_sqlite, **extra)
+
+
+class UtcNow(OtherOnSqlite, Now):
     """The current instant, as the default of a column.
 
     SQLite stores text, so two spellings of one instant would compare unequal. Django writes ``str(datetime)``: six
@@ -28,15 +39,7 @@ class UtcNow(Now):
     writes.
     """
 
-    def as_sqlite(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> Any:
-        return self.as_sql(
-            compiler,
-            connection,
-            template="replace(strftime('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f000', 'now'), '.000000', '')",
-            **extra,
-        )
+    on_sqlite = "replace(strftime('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f000', 'now'), '.000000', '')"
 
 
 class Parameter(Value):
@@ -107,22 +110,17 @@ class UnsyncedCommit(Func):
     output_field = TextField()
 
 
-class CodePointOrder(Func):
+class CodePointOrder(OtherOnSqlite):
     """A text column in code-point order, whatever the collation of the database.
 
     PostgreSQL sorts by the database's locale unless told otherwise; SQLite and CockroachDB compare bytes already.
     """
 
     template = '%(expressions)s COLLATE "C"'
+    on_sqlite = "%(expressions)s"
     arity = 1
     output_field = TextField()
-
-    def as_sqlite(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> Any:
-        return self.as_sql(compiler, connection, template="%(expressions)s", **extra)
-
-    as_cockroachdb = as_sqlite
+    as_cockroachdb = OtherOnSqlite.as_sqlite
 
 
 class Unindexed(Func):

@@ -11,7 +11,6 @@ from django.db.migrations import operations
 from django.db.migrations.operations import CreateModel
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
-from django.db.models.sql.compiler import SQLCompiler
 
 from agentdb.adoption.conforming import (
     LegacyUnique,
@@ -23,6 +22,7 @@ from agentdb.adoption.obstacles import first_line
 from agentdb.adoption.timestamps import server_text
 from agentdb.adoption.values import read_usable_values, timestamp_sources
 from agentdb.errors import SchemaMismatchError
+from agentdb.expressions import OtherOnSqlite
 from agentdb.schema import expected_tables
 from agentdb.schema.expected import state_apps
 from agentdb.schema.migration_lock import LIMIT_LOCK_WAITS
@@ -41,16 +41,12 @@ __all__ = [
 _TO_TEXT = """to_char("{}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
 
 
-class LegacyNow(models.Func):
+class LegacyNow(OtherOnSqlite):
     """The old server's default of a timestamp column: text, in each database's own format."""
 
     template = "now()::text"
+    on_sqlite = "datetime('now')"
     output_field = models.TextField()
-
-    def as_sqlite(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> Any:
-        return self.as_sql(compiler, connection, template="datetime('now')", **extra)
 
 
 class CreateLegacyTable(CreateModel):

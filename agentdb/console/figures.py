@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Count, Func, Model, QuerySet, TextField
+from django.db.models import Count, Model, QuerySet, TextField
 from django.utils import timezone
 
 from agentdb.console.display import readable
 from agentdb.console.questions import Unanswered, question
 from agentdb.console.reading import Unreadable, read
+from agentdb.expressions import OtherOnSqlite
 from agentdb.interface import SandboxState, SessionStatus
 from agentdb.models import Sandbox, Session
 from agentdb.querysets import LIVE, SessionQuerySet
@@ -190,19 +191,16 @@ def _quickly(alias: str, asked: Callable[[], Counted]) -> Counted | None:
         return None
 
 
-class Begin(Func):
+class Begin(OtherOnSqlite):
     """The first characters of an instant in UTC: 13 for the hour, 10 for the day.
 
     Django's ``TruncHour`` calls a Python function for each row on SQLite.
     """
 
     template = "substr(CAST(%(expressions)s AT TIME ZONE 'UTC' AS text), 1, %(length)s)"
+    # The stored text begins with them.
+    on_sqlite = "substr(%(expressions)s, 1, %(length)s)"
     output_field = TextField()
-
-    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        # The stored text begins with them.
-        template = "substr(%(expressions)s, 1, %(length)s)"
-        return self.as_sql(compiler, connection, template=template, **extra)
 
 
 def activity(connection: BaseDatabaseWrapper, hours: int, **of: str) -> list[Hour]:

@@ -14,13 +14,11 @@ from django.db.models import (
     DateTimeField,
     F,
     Field,
-    Func,
     IntegerField,
     Model,
     QuerySet,
     TextField,
 )
-from django.db.models.sql.compiler import SQLCompiler
 from django.utils.text import capfirst
 from django.utils.translation import gettext
 
@@ -32,6 +30,7 @@ from agentdb.console.questions import (
     logger,
     question,
 )
+from agentdb.expressions import OtherOnSqlite
 from agentdb.faults import Fault, classify
 from agentdb.schema import read_tables
 from agentdb.schema.rows import UnreadableValue
@@ -53,25 +52,16 @@ def is_unreadable(value: Any) -> TypeGuard[Unreadable]:
     return isinstance(value, Unreadable)
 
 
-class _Stored(Func):
+class _Stored(OtherOnSqlite):
     """A column as the server's text, which every connection can read.
 
     A driver that converts a value fails with the whole row. Text always arrives, and ``_parsed`` converts it.
     """
 
     template = "CAST(%(expressions)s AS text)"
+    # In hex, because bytes that are not UTF-8 cannot be fetched as text.
+    on_sqlite = "CASE WHEN %(expressions)s IS NULL THEN NULL ELSE hex(CAST(%(expressions)s AS BLOB)) END"
     output_field = TextField()
-
-    def as_sqlite(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **extra: Any
-    ) -> Any:
-        # In hex, because bytes that are not UTF-8 cannot be fetched as text.
-        return self.as_sql(
-            compiler,
-            connection,
-            template="CASE WHEN %(expressions)s IS NULL THEN NULL ELSE hex(CAST(%(expressions)s AS BLOB)) END",
-            **extra,
-        )
 
 
 def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
@@ -96,7 +86,14 @@ def read(rows: QuerySet[Any], problems: list[Problem]) -> list[Any]:
             raise
         # The failed query was rolled back to its savepoint, so that another may follow in a host's transaction.
         found = list(read_stored(rows, missing))
-        problem = _lacking(rows.model, missing, str(error))
+        table = rows.model._meta.db_table
+        columns = [f"{table}.{name}" for name in missing]
+        sentence = gettext("The table lacks a column: %s.")
+        problem = Problem(
+            sentence % ", ".join(columns),
+            "agentdb verifydb",
+            " ".join(str(error).split()),
+        )
     if problem is not None:
         logger.warning("%s %s", problem.sentence, problem.said)
         problems.append(problem)
@@ -170,18 +167,6 @@ def missing_columns(
         for field in model._meta.concrete_fields
         if table.column(field.attname) is None
     ]
-
-
-def _lacking(model: type[Model], missing: Sequence[str], said: str) -> Problem:
-    """Return the problem that names the columns; ``said`` is the database's message."""
-    table = model._meta.db_table
-    columns = [f"{table}.{name}" for name in missing]
-    sentence = gettext("The table lacks a column: %s.")
-    return Problem(
-        sentence % ", ".join(columns),
-        "agentdb verifydb",
-        " ".join(said.split()),
-    )
 
 
 def _unreadable(connection: BaseDatabaseWrapper, rows: Sequence[Any]) -> Problem | None:
