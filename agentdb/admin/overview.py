@@ -253,12 +253,15 @@ class _Overview(NamedTuple):
 
 
 def _rows_url(site: AdminSite, found: Finding) -> str:
-    """Return the address of what a finding is about: a runner, this page's part on the schema, or rows."""
+    """Return the address of what a finding is about: a runner, this page's part on the schema, or rows.
+
+    It is '' if it is about the file.
+    """
     if found.runner:
         return page_url(site, "runner", id=found.runner)
     if found.code in ("pending", "drift"):
         return "#agentdb-schema"
-    check = check_of(found.code)
-    if check is None:
+    if found.code == "unreadable":
         return page_url(site, "attention", check=found.code)
-    return list_url(site, check.model, check=found.code)
+    check = check_of(found.code)
+    return list_url(site, check.model, check=found.code) if check else ""

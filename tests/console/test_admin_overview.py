@@ -628,6 +628,19 @@ def test_overview_in_the_terminal_gives_the_same_answers(
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_danger_to_the_file_leads_to_no_page(
+    site: Site, superuser: User, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(attention, "file_concern", lambda path: "It is on NFS.")
+    fill(site.alias, 1)
+
+    page = site.get("")
+
+    assert "It is on NFS." in page.text
+    assert "check=file_system" not in page.html
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
 def test_overview_in_the_terminal_makes_no_file_at_a_misspelt_path(
     engine: str, tmp_path: Path
 ):
