@@ -25,8 +25,6 @@ Outcome = Literal["done", "refused", "undone"]
 # 'runadmin' sends it to the terminal; a host project configures it like any logger.
 logger = logging.getLogger("agentdb.audit")
 
-FILE_SETTING = "AGENTDB_AUDIT_LOG"  # a path; lines are appended and flushed to the disk
-LOG_SETTING = "AGENTDB_ADMIN_LOG"  # False: do not write Django's log of actions
 # Django's kinds of actions, by ours; all others are changes.
 _FLAGS = {
     "delete": DELETION,
@@ -105,7 +103,7 @@ def _write(
     # ASCII, so that an id cannot start a line or move the cursor.
     text = json.dumps(line, ensure_ascii=True, default=str)
     # The file first: if it cannot be written, the exception rolls back what the terminal would call done.
-    path = getattr(settings, FILE_SETTING, None)
+    path = getattr(settings, "AGENTDB_AUDIT_LOG", None)
     if path:
         _append(path, text)
     level = logging.INFO if outcome == "done" else logging.WARNING
@@ -114,7 +112,7 @@ def _write(
 
 def keeps_history() -> bool:
     """Return whether actions go to Django's log; under 'runadmin' that would vanish with the accounts."""
-    return bool(getattr(settings, LOG_SETTING, True))
+    return bool(getattr(settings, "AGENTDB_ADMIN_LOG", True))
 
 
 def log_in_project(request: HttpRequest, entry: Entry) -> None:

@@ -130,7 +130,11 @@ class RowList(ChangeList):
         super().get_results(request)
         self.now = timezone.now()
         self.problems = []
-        self.sentences = self._misunderstood(request)
+        self.sentences = [spec.mistake for spec in self._active if spec.mistake]
+        if ERROR_FLAG in request.GET:
+            self.sentences.append(
+                gettext("The link names an invalid position; this is the first page.")
+            )
         after = request.GET.get(AFTER, "")
         self.is_first = not after
         rows = self._rows(after)
@@ -164,8 +168,9 @@ class RowList(ChangeList):
             with question(connections[rows.db], SEARCH_SECONDS):
                 return read(wanted, self.problems)
         except Unanswered as error:
-            # If even an indexed query is slow, the database has a problem.
-            is_search = self.set_filters or self.order.at != self.model_admin.indexed
+            # The list's own order has an index. If even that query is slow, the database has a problem.
+            is_indexed = f"-{self.order.at}" in self.model_admin.ordering
+            is_search = self.set_filters or not is_indexed
             if not (error.is_cut_off and is_search):
                 raise
         self.is_cut_off = True
@@ -190,15 +195,6 @@ class RowList(ChangeList):
         found = [(capfirst(str(spec.title)), spec.shown) for spec in self._active]
         if self.query:
             found.append((gettext("Contains"), self.query))
-        return found
-
-    def _misunderstood(self, request: HttpRequest) -> list[str]:
-        """Return a sentence for each part of the address that is invalid."""
-        found = [spec.mistake for spec in self._active if spec.mistake]
-        if ERROR_FLAG in request.GET:
-            found.append(
-                gettext("The link names an invalid position; this is the first page.")
-            )
         return found
 
     @property

@@ -284,13 +284,6 @@ def unreadable(value: Unreadable) -> SafeString:
     )
 
 
-def exactly(instant: datetime) -> SafeString | str:
-    """Return the exact time, followed by the relative one."""
-    if is_unreadable(instant):
-        return unreadable(instant)
-    return f"{exact(instant)} ({relative(instant)})"
-
-
 def when(instant: datetime | None) -> SafeString:
     """Return the relative time, with the exact one on hover."""
     if is_unreadable(instant):
@@ -307,12 +300,10 @@ def when(instant: datetime | None) -> SafeString:
 
 def viewable(site: admin.AdminSite, request: HttpRequest) -> list[type[Model]]:
     """Return the models whose rows the user may see, in the order of the navigation."""
-    found: list[type[Model]] = []
-    for model in (Session, Sandbox, Agent, ApiKey):
-        # A host project's site may lack some of them.
-        model_admin = site._registry.get(model)
-        if model_admin is None:
-            continue
-        if model_admin.has_view_permission(request):
-            found.append(model)
-    return found
+    # A host project's site may lack some of them.
+    there = site._registry
+    return [
+        model
+        for model in (Session, Sandbox, Agent, ApiKey)
+        if model in there and there[model].has_view_permission(request)
+    ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from django.db import connections
 from django.db.models import Model, QuerySet
-from django.http import Http404, HttpRequest, StreamingHttpResponse
+from django.http import Http404, StreamingHttpResponse
 from django.utils import timezone
 
 from agentdb.admin.changelist import RowList
@@ -28,11 +28,7 @@ _BYTE_ORDER_MARK = "\ufeff"  # tells a spreadsheet that the text is UTF-8
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def export(
-    request: HttpRequest,
-    changelist: RowList,
-    kind: str,
-) -> StreamingHttpResponse:
+def export(changelist: RowList, kind: str) -> StreamingHttpResponse:
     """Export all rows that match the filters and the search, not only the page. Key hashes are cut."""
     if kind not in _FORMATS:
         raise Http404

@@ -227,6 +227,11 @@ def find(
     is_secret = text.startswith(PREFIX) or _MAY_BE_KEY.fullmatch(text) is not None
     if is_secret:
         text = ""
+    # The lists of the rows that have the text in any column.
+    containing = []
+    if text:
+        for model in allowed:
+            containing.append((heading_of(model), list_url(site, model, q=text)))
     return page(
         model_admin,
         request,
@@ -235,16 +240,5 @@ def find(
         text=text,
         may_be_key=is_secret,
         hits=hits,
-        containing=_containing(site, allowed, text),
+        containing=containing,
     )
-
-
-def _containing(
-    site: Any,
-    allowed: Tables,
-    text: str,
-) -> list[tuple[str, str]]:
-    """Return links to the lists of the rows that have the text in any column."""
-    if not text:
-        return []
-    return [(heading_of(model), list_url(site, model, q=text)) for model in allowed]

@@ -132,10 +132,6 @@ class ReadFirstAdmin(ModelAdmin):
     def has_act_permission(self, request: HttpRequest) -> bool:
         return super().has_change_permission(request)
 
-    def may_change(self, request: HttpRequest) -> bool:
-        """Return whether the user may run any action here."""
-        return self.has_act_permission(request) or self.has_add_permission(request)
-
     @guard
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
         """Show the list, or run an action of its form; 403 for an action of somebody who may not act."""
@@ -206,12 +202,7 @@ class ReadFirstAdmin(ModelAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         rows = self.get_changelist_instance(request)
-        return export(request, cast(RowList, rows), kind)
-
-    @property
-    def indexed(self) -> str:
-        """The timestamp by which the list is sorted at first."""
-        return str(self.ordering[0]).removeprefix("-")
+        return export(cast(RowList, rows), kind)
 
     @property
     def alias(self) -> str:
@@ -433,7 +424,8 @@ class ApiKeyAdmin(ReadFirstAdmin):
 
     label_link = linked(
         gettext_lazy("label"),
-        lambda site, row: row_link(site, row, rows.label_of(row)),
+        # A link without a text could not be seen.
+        lambda site, row: row_link(site, row, row.label or gettext("(no label)")),
     )
     masked_hash = shown("key_hash", gettext_lazy("hash"), masked)
 

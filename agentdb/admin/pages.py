@@ -77,7 +77,8 @@ def runner(
     allowed: Tables,
 ) -> HttpResponseBase:
     """Show the page of a runner; its form is that of a list's action."""
-    _check(Session in allowed)
+    if Session not in allowed:
+        raise PermissionDenied
     site = model_admin.admin_site
     runner_id = _id(request)
     alias = model_admin.alias
@@ -175,12 +176,6 @@ def tenant(
     )
 
 
-def _check(may_see: bool) -> None:
-    """Answer 403 to a user who may not see what the page shows."""
-    if not may_see:
-        raise PermissionDenied
-
-
 # -- sums
 
 
@@ -195,7 +190,8 @@ def groups(
     """
     is_sessions = request.GET.get("table") != "sandbox"
     model: type[Model] = Session if is_sessions else Sandbox
-    _check(model in allowed)
+    if model not in allowed:
+        raise PermissionDenied
     # Without a period: the sessions of a day, and all sandboxes.
     default = {
         "by": BY[model][0],

@@ -22,7 +22,6 @@ from agentdb.admin.display import (
     Tables,
     column_value,
     cut,
-    exactly,
     id_link,
     link,
     list_url,
@@ -32,9 +31,10 @@ from agentdb.admin.display import (
     unreadable,
 )
 from agentdb.console.checks import Fleet, said_of
+from agentdb.console.display import exact, relative
 from agentdb.console.questions import Problem, ask
 from agentdb.console.reading import is_unreadable, read
-from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.models import Agent, Sandbox, Session
 from agentdb.querysets import ALIVE, LIVE
 
 # The table whose rows a session or sandbox names, and the column that names them.
@@ -184,11 +184,6 @@ def _named_by(row: Any) -> dict[str, str] | None:
     return None
 
 
-def label_of(row: ApiKey) -> str:
-    """Return the label, which a link needs to be seen."""
-    return row.label or gettext("(no label)")
-
-
 def stored(row: Model) -> list[tuple[str, SafeString | str]]:
     """Return each column with its value; of a key's hash only the beginning."""
     columns = [field.attname for field in row._meta.concrete_fields]
@@ -202,7 +197,7 @@ def _stored(row: Model, column: str) -> SafeString | str:
         return unreadable(whole)
     value = column_value(row, column)
     if isinstance(value, datetime):
-        return exactly(value)
+        return f"{exact(value)} ({relative(value)})"
     if value is None:
         return format_html('<span class="agentdb-quiet">{}</span>', "NULL")
     # Not a key's hash, of which only the beginning is there.

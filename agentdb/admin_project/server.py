@@ -100,8 +100,6 @@ def _configure(wanted: dict[str, Any], folder: Path) -> None:
         CSRF_COOKIE_AGE=None,  # the login ends with the browser
         CSRF_COOKIE_HTTPONLY=True,
         CSRF_FAILURE_VIEW="agentdb.admin_project.site.csrf_failure",
-        X_FRAME_OPTIONS="DENY",
-        USE_TZ=True,
         TIME_ZONE="UTC",
         LOGGING=_LOGGING,
         AGENTDB_AUDIT_LOG=wanted["audit_log"],

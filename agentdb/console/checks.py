@@ -326,7 +326,9 @@ def checks() -> list[Check]:
             "runner",
             gettext("Runner silent for 10 min"),
             Session,
-            _on_silent_runners,
+            lambda fleet: fleet.sessions.live().filter(
+                runner_id__in=fleet.silent_runners
+            ),
             ngettext_lazy("runner is silent", "runners are silent"),
             urgent=True,
             find_in=_find_runners,
@@ -335,7 +337,9 @@ def checks() -> list[Check]:
             "silent",
             gettext("Active, no sign of life for 30 min"),
             Session,
-            _silent,
+            lambda fleet: fleet.sessions.active().filter(
+                fleet.silent_for(SILENT_MINUTES)
+            ),
             ngettext_lazy(
                 "active session without a sign of life for 30 min",
                 "active sessions without a sign of life for 30 min",
@@ -403,15 +407,12 @@ def check_of(code: str) -> Check | None:
 def said_of(row: Any, alias: str) -> list[str]:
     """Return the titles of the checks that find the row, of those that are about single rows."""
     fleet = Fleet(alias)
-    about_rows = [
-        check
-        for check in checks()
-        if check.model is type(row) and check.find_in is _count_rows
-    ]
     return [
         check.title
-        for check in about_rows
-        if check.rows(fleet).filter(pk=row.pk).exists()
+        for check in checks()
+        if check.model is type(row)
+        and check.find_in is _count_rows
+        and check.rows(fleet).filter(pk=row.pk).exists()
     ]
 
 
@@ -444,16 +445,6 @@ def _find_failures(check: Check, fleet: Fleet) -> Finding:
 
 
 # -- which rows match
-
-
-def _on_silent_runners(fleet: Fleet) -> QuerySet[Any]:
-    live = fleet.sessions.live()
-    return live.filter(runner_id__in=fleet.silent_runners)
-
-
-def _silent(fleet: Fleet) -> QuerySet[Any]:
-    active = fleet.sessions.active()
-    return active.filter(fleet.silent_for(SILENT_MINUTES))
 
 
 def _starting(fleet: Fleet) -> QuerySet[Any]:

@@ -331,8 +331,10 @@ def explain(connection: BaseDatabaseWrapper, error: Exception) -> Problem:
         sentence, command = _SENTENCES[fault]
         return Problem(gettext(sentence) % place, command, said)
     if _is_unreadable(error):
-        if row := unreadable_row(connection):
-            return Problem(f"{holds_unreadable(connection)} {row}", "", said)
+        # The failed query did not say which row it was. Finding it reads the tables, within the limit of a question.
+        with suppress(Unanswered), question(connection):
+            for row in unreadable_rows(connection, limit=1, thorough=True):
+                return Problem(f"{holds_unreadable(connection)} {row}", "", said)
         sentence = gettext(
             "A value of %(place)s cannot be read, or agentdb has a fault: no row was found that explains it."
         )
@@ -357,15 +359,6 @@ def unreadable_rows(
     """
     found = unreadable_values(connection, limit, thorough=thorough)
     return [f"{capfirst(str(each))}." for each in islice(found, limit)]
-
-
-def unreadable_row(connection: BaseDatabaseWrapper) -> str:
-    """Return a sentence that names one row with a time or text that Python cannot represent, or ''."""
-    # The failed query did not say which row it was. Finding it reads the tables, within the limit of a question.
-    with suppress(Unanswered), question(connection):
-        for sentence in unreadable_rows(connection, limit=1, thorough=True):
-            return sentence
-    return ""
 
 
 def place_of(connection: BaseDatabaseWrapper) -> str:

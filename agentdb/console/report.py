@@ -28,7 +28,7 @@ from agentdb.console.questions import (
 from agentdb.schema import compare, expected_tables, read_tables
 from agentdb.schema.inspection import server_version, sqlite_path
 from agentdb.schema.migration_record import migration_names, pending_migrations
-from agentdb.schema.rows import UnreadableValue, misspelt_recently
+from agentdb.schema.rows import misspelt_recently
 from agentdb.sqlite_files import file_concern
 
 MOST_UNREADABLE = 20
@@ -87,26 +87,19 @@ def read_schema(connection: BaseDatabaseWrapper) -> Schema:
         if difference.severity == "drift"
     ]
     if not differences and not pending:
+        # All checks compare times: with such ones, a runner that is silent looks alive until midnight.
+        sentence = gettext(
+            "%(row)s, in another spelling than agentdb's, which SQLite sorts and compares wrongly. Stop the program "
+            "that writes it, and run 'agentdb baselinedb'."
+        )
         for found in misspelt_recently(connection, NEWEST):
-            differences.append(_misspelt(found))
+            differences.append(sentence % {"row": capfirst(str(found))})
     return Schema(
         len(pending) < len(migration_names()),
         tuple(pending),
         len(live),
         tuple(differences),
     )
-
-
-def _misspelt(found: UnreadableValue) -> str:
-    """Return the sentence about a time that another program wrote.
-
-    All checks compare times: with such ones, a runner that is silent looks alive until midnight.
-    """
-    sentence = gettext(
-        "%(row)s, in another spelling than agentdb's, which SQLite sorts and compares wrongly. Stop the program that "
-        "writes it, and run 'agentdb baselinedb'."
-    )
-    return sentence % {"row": capfirst(str(found))}
 
 
 def examine(budget: Budget) -> Report:

@@ -84,7 +84,10 @@ def agentdb_nav(context: Context) -> dict[str, Any]:
         "pages": [(overview_url(site), gettext("Overview")), *tables],
         "path": request.path,
         "find_url": page_url(site, "find"),
-        "is_read_only": not any(admin.may_change(request) for admin in admins),
+        "is_read_only": not any(
+            admin.has_act_permission(request) or admin.has_add_permission(request)
+            for admin in admins
+        ),
         "csrf_token": context.get("csrf_token"),
     }
 

@@ -413,7 +413,6 @@ def test_what_cannot_be_read_says_why_on_hover(value: Any, why: str, text: str):
     for show in (
         admin_display.badge,
         admin_display.when,
-        admin_display.exactly,
         partial(admin_display.link, "/x"),
     ):
         assert show(value) == shown

@@ -71,8 +71,11 @@ class Command(AgentDbCommand):
             if not (verify and copydb.has_rows(target)):
                 copied = copydb.copy(source, target, self.progress)
                 self._say(copied, "copied", source)
-            if verify:
-                self._verify(source, target)
+            differing = copydb.differing_rows(source, target) if verify else []
+        for line in differing:
+            self.stdout.write(self.style.ERROR(line))
+        if differing:
+            sys.exit(1)
         self.stdout.write(
             self.style.SUCCESS(f"{target_name} holds what {source_name} holds.")
         )
@@ -88,11 +91,3 @@ class Command(AgentDbCommand):
         for table, number in rows.items():
             self.stdout.write(f"{table}: {number:,} rows {what}.")
         self.print_lines(copydb.left_behind(source))
-
-    def _verify(self, source: str, target: str) -> None:
-        """Compare both sides, and if they differ, exit with the first rows that do."""
-        found = copydb.differing_rows(source, target)
-        if found:
-            for line in found:
-                self.stdout.write(self.style.ERROR(line))
-            sys.exit(1)

@@ -96,7 +96,13 @@ class Command(AgentDbCommand, migrate.Command):
 
         The usual start of a service has none, and does not wait for a process that has.
         """
-        if not self._is_about_agentdb(connection, options):
+        is_about_agentdb = (
+            options["app_label"] in (None, "agentdb")
+            and not options["prune"]
+            and connection.vendor in ("sqlite", "postgresql", "cockroachdb")
+            and router.allow_migrate(connection.alias, "agentdb")
+        )
+        if not is_about_agentdb:
             return False
         if options["migration_name"] is not None:
             return True
@@ -105,7 +111,12 @@ class Command(AgentDbCommand, migrate.Command):
                 own_apps.pending_migrations(connection)  # refuses an app without any
             if pending_migrations(connection):
                 return True
-        return options["app_label"] is None and _has_others_pending(connection)
+        if options["app_label"] is not None:
+            return False
+        # Apps that live beside agentdb's, with apps= or in a project.
+        executor = MigrationExecutor(connection)
+        newest = executor.loader.graph.leaf_nodes()
+        return bool(executor.migration_plan(newest))
 
     def _prepare_and_migrate(
         self,
@@ -147,16 +158,6 @@ class Command(AgentDbCommand, migrate.Command):
     def interrupted(self) -> str:
         return "Migrations that were done stay; 'agentdb migrate' goes on from there."
 
-    def _is_about_agentdb(
-        self, connection: BaseDatabaseWrapper, options: dict[str, Any]
-    ) -> bool:
-        return (
-            options["app_label"] in (None, "agentdb")
-            and not options["prune"]
-            and connection.vendor in ("sqlite", "postgresql", "cockroachdb")
-            and router.allow_migrate(connection.alias, "agentdb")
-        )
-
     def _confirm_loss(self, connection: BaseDatabaseWrapper) -> None:
         """Ask before dropping tables with rows: somebody may mean the way back, which differs by one word."""
         with_rows = []
@@ -186,13 +187,6 @@ def _cause(error: DatabaseError) -> BaseException:
     if isinstance(error, MigrationSchemaMissing) and error.__context__:
         return error.__context__
     return error
-
-
-def _has_others_pending(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether apps that live beside agentdb's, with apps= or in a project, lack migrations."""
-    executor = MigrationExecutor(connection)
-    newest = executor.loader.graph.leaf_nodes()
-    return bool(executor.migration_plan(newest))
 
 
 def _needs_an_operator(error: BaseException) -> bool:
