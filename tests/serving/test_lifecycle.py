@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import psycopg
 import pytest
@@ -661,6 +661,20 @@ def test_connect_ends_wherever_the_server_goes_silent(
         db.list_agents()
         middle.silent.set()
         db.list_agents()
+
+
+@pytest.mark.parametrize("answers", [12, 40, 90])
+def test_migrations_end_if_the_server_goes_silent(
+    relay: tuple[Relay, str], make_postgres_database: Callable[..., str], answers: int
+) -> None:
+    """A migration may take longer than a call, but only if the server answers another connection meanwhile."""
+    middle, url = relay
+    name = urlsplit(make_postgres_database()).path
+    empty = urlsplit(url)._replace(path=name).geturl()
+    middle.answers = answers
+    with pytest.raises(DatabaseUnavailableError):
+        agentdb.connect(f"{empty}?call_timeout=1", migrate=True)
+    assert middle.swallowed.is_set()
 
 
 def test_close_waits_no_longer_for_another_threads_call_than_that_may_take(

@@ -94,6 +94,10 @@ class Engine(ABC):
         """Wait until a transaction may begin; other writers wait until the returned turn, if any, ends."""
         return None
 
+    def limit(self, wrapper: BaseDatabaseWrapper) -> None:
+        """Let no statement of an open connection wait longer than ``call_timeout`` for a silent server."""
+        return
+
     @abstractmethod
     def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
         """Whether the driver's connection is as Django's ``connect()`` leaves it; asks no server."""

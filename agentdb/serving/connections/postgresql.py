@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import select
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -47,6 +46,7 @@ _IN_TRANSACTION = psycopg.pq.TransactionStatus.INTRANS
 # Seconds that a healthy server needs at most to cancel a statement and answer.
 _CANCEL_SECONDS = 0.2
 _ANSWER_SECONDS = 0.1
+_CONNECT_SECONDS = 2  # the least that libpq allows
 _NOTHING_READY = psycopg.waiting.Ready.NONE
 # The server's function that stops waiting for a synchronous standby: the commit is only on the primary.
 _NOT_REPLICATED = "SyncRepWaitForLSN"
@@ -94,6 +94,12 @@ class PostgresEngine(Engine):
         raw: Any = wrapper.connection
         zone = raw.info.parameter_status("TimeZone")
         return bool(raw.autocommit and zone == wrapper.timezone_name)
+
+    def limit(self, wrapper: BaseDatabaseWrapper) -> None:
+        seconds = self.call_timeout
+        if seconds is not None:
+            raw = wrapper.connection
+            raw.wait = partial(_limited, self, raw, seconds)
 
     def silence(self, seconds: float) -> str:
         """Log that the server did not answer within so many, and return the reason for an error."""
@@ -196,9 +202,11 @@ def _limited(
         return psycopg.Connection.wait(raw, waits, timeout=seconds)
     except _TimeIsUp:
         pass
-    if is_migrating():  # connect(migrate=True); a large table takes its time
-        rest = _until(waits, math.inf, _NOTHING_READY)
-        return psycopg.Connection.wait(raw, rest)
+    # connect(migrate=True): a large table takes its time.
+    while is_migrating() and _takes_connections(raw):
+        rest = _until(waits, time.monotonic() + seconds, _NOTHING_READY)
+        with suppress(psycopg.errors.ConnectionTimeout):
+            return psycopg.Connection.wait(raw, rest)
     # Ask the server to stop: it then answers with an error, and connection and locks are in a known state. Only a
     # server that does not answer that either loses the connection, and the outcome is unknown.
     silence = engine.silence(seconds)
@@ -212,6 +220,21 @@ def _limited(
     except psycopg.errors.ConnectionTimeout:
         raw.close()
         raise CallTimeout(silence) from None
+
+
+def _takes_connections(raw: psycopg.Connection[Any]) -> bool:
+    """Return whether the server, which has not answered ``raw`` for long, answers another connection."""
+    info = raw.info
+    with suppress(psycopg.OperationalError):
+        try:
+            psycopg.connect(
+                info.dsn,
+                password=info.password,
+                connect_timeout=_CONNECT_SECONDS,
+            ).close()
+        except psycopg.errors.ConnectionTimeout:
+            return False
+    return True  # if it refuses, it is alive
 
 
 def cancel(raw: psycopg.Connection[Any]) -> None:
@@ -255,8 +278,7 @@ class PostgresConnection(Connection):
         self._cursor.adapters.register_loader(_UNKNOWN_TYPE, TextBinaryLoader)
         if not engine.owned:
             return
-        if engine.call_timeout is not None:
-            raw.wait = partial(_limited, engine, raw, engine.call_timeout)
+        engine.limit(wrapper)
         self._set_up()
 
     def _set_up(self) -> None:

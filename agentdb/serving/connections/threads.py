@@ -21,6 +21,7 @@ from agentdb.errors import (
     DatabaseUnavailableError,
     InvalidInputError,
 )
+from agentdb.schema.migration_lock import is_migrating
 from agentdb.serving import forking
 from agentdb.serving.connections import engine_of
 from agentdb.serving.connections.base import Engine, Slot, left_to_the_parent
@@ -202,9 +203,12 @@ class Threads:
 
         Settings that are made inside a transaction end with it when it rolls back.
         """
-        is_ours = connection.settings_dict is self.engine.settings
-        if is_ours and not self.closed:
+        if connection.alias != self.alias or self.closed:
+            return
+        if connection.settings_dict is self.engine.settings:
             self.slot().take_over()
+        elif is_migrating():
+            self.engine.limit(connection)  # which holds the right to migrate
 
     def ensure_connected(self, limit: float | None = None) -> None:
         """Open this thread's connection within ``limit`` seconds, or raise ``DatabaseUnavailableError``.
