@@ -37,8 +37,8 @@ _SESSIONS = {
     # All sessions of the cluster, which does not tell their databases, except those that it opens itself. Not from
     # crdb_internal, which 26.1 closes to everybody unless a session variable opens it.
     "cockroachdb": """
-        SELECT 'session ' || session_id || ' of the cluster', coalesce(nullif(application_name, ''), 'unnamed'),
-            user_name, regexp_replace(client_address, ':[0-9]+$', '')
+        SELECT 'session ' || session_id || ' of the cluster, whose database is not known',
+            coalesce(nullif(application_name, ''), 'unnamed'), user_name, regexp_replace(client_address, ':[0-9]+$', '')
         FROM [SHOW CLUSTER SESSIONS]
         WHERE session_id <> current_setting('session_id') AND status <> 'CLOSED' AND application_name NOT LIKE '$ %'
         ORDER BY session_start DESC
