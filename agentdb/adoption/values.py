@@ -109,16 +109,21 @@ def read_content(
     for (column, key), number in zip(keys, found, strict=True):
         if number:
             content.formats[column][key] = number
-    if connection.vendor == "sqlite":
-        # It would count the entries of the smallest index, which may need a collation that is not here.
-        source += " NOT INDEXED"
-    [(content.rows,)] = _query(connection, f"SELECT count(*) FROM {source}")
+    content.rows = _count(connection, source)
     content.odd_rows = content.rows - usual_rows
     if content.odd_rows:
         where = f"FROM {source} WHERE NOT ({usual})"
         _read_odd_rows(connection, table, content, where, formats, reason, bad)
     progress(name, content.rows, content.rows)
     return content
+
+
+def _count(connection: BaseDatabaseWrapper, source: str) -> int:
+    if connection.vendor == "sqlite":
+        # It would count the entries of the smallest index, which may need a collation that is not here.
+        source += " NOT INDEXED"
+    [(number,)] = _query(connection, f"SELECT count(*) FROM {source}")
+    return int(number)
 
 
 def _columns(
