@@ -94,8 +94,8 @@ class Engine(ABC):
         """Wait until a transaction may begin; other writers wait until the returned turn, if any, ends."""
         return None
 
-    def limit(self, wrapper: BaseDatabaseWrapper) -> None:
-        """Let no statement of an open connection wait longer than ``call_timeout`` for a silent server."""
+    def limit(self, raw: Any) -> None:
+        """Let no statement of the driver's connection wait longer than ``call_timeout`` for a silent server."""
         return
 
     @abstractmethod

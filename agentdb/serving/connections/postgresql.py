@@ -95,10 +95,9 @@ class PostgresEngine(Engine):
         zone = raw.info.parameter_status("TimeZone")
         return bool(raw.autocommit and zone == wrapper.timezone_name)
 
-    def limit(self, wrapper: BaseDatabaseWrapper) -> None:
+    def limit(self, raw: Any) -> None:
         seconds = self.call_timeout
         if seconds is not None:
-            raw = wrapper.connection
             raw.wait = partial(_limited, self, raw, seconds)
 
     def silence(self, seconds: float) -> str:
@@ -278,7 +277,7 @@ class PostgresConnection(Connection):
         self._cursor.adapters.register_loader(_UNKNOWN_TYPE, TextBinaryLoader)
         if not engine.owned:
             return
-        engine.limit(wrapper)
+        engine.limit(raw)
         self._set_up()
 
     def _set_up(self) -> None:
@@ -337,13 +336,12 @@ class PostgresConnection(Connection):
             super().roll_back()
 
     def limited(self) -> AbstractContextManager[object]:
-        seconds = self.engine.call_timeout
         own = self.raw.__dict__
         # agentdb's own connections always have the limit, and so has the body of another limited(). A host's own
         # queries have none.
-        if seconds is None or "wait" in own:
+        if self.engine.call_timeout is None or "wait" in own:
             return nullcontext()
-        self.raw.wait = partial(_limited, self.engine, self.raw, seconds)
+        self.engine.limit(self.raw)
         limit = ExitStack()
         limit.callback(own.pop, "wait", None)
         return limit

@@ -208,7 +208,7 @@ class Threads:
         if connection.settings_dict is self.engine.settings:
             self.slot().take_over()
         elif is_migrating():
-            self.engine.limit(connection)  # which holds the right to migrate
+            self.engine.limit(connection.connection)  # which holds the right to migrate
 
     def ensure_connected(self, limit: float | None = None) -> None:
         """Open this thread's connection within ``limit`` seconds, or raise ``DatabaseUnavailableError``.
