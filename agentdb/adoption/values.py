@@ -93,8 +93,8 @@ def read_content(
         name, table.name, columns, {column: Counter() for column in formats}
     )
     progress(name, 0, 1)
-    # One pass over a table that the server wrote: counts say all there is to say. Python reads a row only if SQL cannot
-    # tell that each of its values converts, which is also so if a value is NULL, hence IS TRUE.
+    # Of a table that the server wrote, counts say all there is to say. Python reads a row only if SQL cannot tell that
+    # each of its values converts, which is also so if a value is NULL, hence IS TRUE.
     usual = f"({_usual(connection, columns)}) IS TRUE"
     source = quote_name(table.name)
     # Usual timestamps are in these formats. No GROUP BY, for which SQLite would sort all rows.
