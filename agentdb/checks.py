@@ -52,7 +52,7 @@ def check_adoption(
             shape = unadopted(connection)
         except DatabaseError:
             continue  # the command that uses the database explains it better
-        if shape is not None:
+        if shape is not None and shape.tables:
             errors.append(
                 Error(
                     f"Database {alias!r} has tables of the old server that are not adopted yet: {shape.description}.",

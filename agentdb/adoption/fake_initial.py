@@ -6,10 +6,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.obstacles import OLD_COLUMNS, AdoptionRefusedError
 from agentdb.adoption.plan import decide, read
-from agentdb.adoption.shapes import Kind, Shape, recognise
+from agentdb.adoption.shapes import Kind, Shape, unadopted
 from agentdb.adoption.steps import is_obsolete_key
 from agentdb.errors import SchemaMismatchError
-from agentdb.schema.migration_record import recorded_migrations
 
 
 def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> None:
@@ -18,9 +17,9 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
     With ``fake_initial``, tables are accepted if 0002_native_timestamps can bring them, every row included, to their
     final shape.
     """
-    if recorded_migrations(connection):
-        return  # later migrations check for themselves, and this is on the path of each 'migrate'
-    shape = recognise(connection)
+    shape = unadopted(connection)
+    if shape is None:
+        return  # later migrations check for themselves
     if shape.problems:
         then = " Then run 'agentdb baselinedb'." if shape.tables else ""
         raise SchemaMismatchError(" ".join(shape.problems) + then)

@@ -135,11 +135,12 @@ def recognise(connection: BaseDatabaseWrapper) -> Shape:
 
 
 def unadopted(connection: BaseDatabaseWrapper) -> Shape | None:
-    """Return the shape of an old server's tables that are not adopted yet; None if there are none."""
+    """Return the shape of a database that records no migration of agentdb's; None if it records one."""
     if recorded_migrations(connection):
-        return None
+        return None  # most databases do, and this is on the path of each 'migrate'
     shape = recognise(connection)
-    return shape if shape.tables else None
+    # Another process may have migrated after the first look, so that the tables are its tables.
+    return None if shape.recorded else shape
 
 
 def _problems(

@@ -7,8 +7,12 @@ from django.conf import settings
 from django.core.checks import Error, run_checks
 from django.core.management import CommandError, call_command
 from django.core.management.base import SystemCheckError
+from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.adoption import shapes
+from agentdb.adoption.fake_initial import refuse_unadopted
 from agentdb.checks import check_adoption, check_time_zone
+from agentdb.schema.migration_record import migrate
 from tests.helpers.legacy_databases import manage, opened, rows
 
 Load = Callable[[str], str]
@@ -52,6 +56,34 @@ def test_e001_is_silent_on_an_empty_a_migrated_and_an_adopted_database(
     with opened(load_legacy("era-b-empty")) as connection:
         manage(connection, "migrate", "agentdb", fake_initial=True)
         assert check_adoption(databases=[connection.alias]) == []
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda connection: check_adoption(databases=[connection.alias]),
+        lambda connection: refuse_unadopted(connection, fake_initial=False),
+    ],
+    ids=["check", "migrate"],
+)
+def test_tables_that_another_process_migrates_meanwhile_are_not_an_old_server_s(
+    look: Callable[[BaseDatabaseWrapper], object],
+    empty_url: str,
+    engine: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    recognise = shapes.recognise
+
+    def after_a_migration(connection: BaseDatabaseWrapper) -> shapes.Shape:
+        monkeypatch.undo()
+        with opened(empty_url) as other:
+            migrate(other.alias)
+        return recognise(connection)
+
+    with opened(empty_url) as connection:
+        monkeypatch.setattr(shapes, "recognise", after_a_migration)
+        assert not look(connection)
+        assert shapes.recognise is recognise  # the migration came in between
 
 
 def test_e001_looks_at_no_database_unless_asked(load_legacy: Load, engine: str):
