@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.db import ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations import operations
 from django.db.migrations.operations import CreateModel
-from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
 from agentdb.adoption.conforming import (
@@ -65,20 +62,17 @@ class CreateLegacyTable(CreateModel):
             return
         table = model._meta.db_table
         # sqlmigrate collects SQL without a look at the database, where the tables are by then.
-        if not schema_editor.collect_sql:
-            with connection.cursor() as cursor:
-                if table in connection.introspection.table_names(
-                    cursor, include_views=True
-                ):
-                    raise SchemaMismatchError(
-                        f"The database already has a table {table!r}. Run 'agentdb baselinedb' to adopt it."
-                    )
+        looks = not schema_editor.collect_sql
+        if looks and table in connection.introspection.table_names(include_views=True):
+            raise SchemaMismatchError(
+                f"The database already has a table {table!r}. Run 'agentdb baselinedb' to adopt it."
+            )
         # On CockroachDB NativeTimestamps creates the tables in their final shape.
         if connection.vendor != "cockroachdb":
             create_table(schema_editor, model)
 
 
-class NativeTimestamps(Operation):
+class NativeTimestamps(operations.SeparateDatabaseAndState):
     """Turn the text timestamps of all tables into native ones, and back, and give every table its final shape.
 
     One operation for all tables, so that a value that cannot be converted stops it before it changes the first one. The
@@ -87,20 +81,9 @@ class NativeTimestamps(Operation):
 
     # What it does depends on the rows and on the live table's shape, so sqlmigrate cannot show it.
     reduces_to_sql = False
-    reversible = True
-
-    def __init__(self, state_operations: list[Operation]) -> None:
-        self.state_operations = state_operations
-
-    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
-        return type(self).__name__, [], {"state_operations": self.state_operations}
 
     def describe(self) -> str:
         return "Convert text timestamps to native ones"
-
-    def state_forwards(self, app_label: str, state: ProjectState) -> None:
-        for operation in self.state_operations:
-            operation.state_forwards(app_label, state)
 
     def database_forwards(
         self,
@@ -135,26 +118,25 @@ class NativeTimestamps(Operation):
         to_state: ProjectState,
     ) -> None:
         connection = schema_editor.connection
-        old, native = (
-            self._models(app_label, connection, state)
-            for state in (to_state, from_state)
-        )
+        models_ = self._models(app_label, connection, to_state)
+        if not models_:
+            return
         template = _TO_TEXT
         if connection.vendor == "sqlite":
             connection.ensure_connection()
             connection.connection.create_function("agentdb_server_text", 1, server_text)
             template = 'agentdb_server_text("{}")'
         # All of them before the first table changes, as on the way forward.
-        _lock(schema_editor, old)
+        _lock(schema_editor, models_)
         read_usable_values(connection)
-        for model in native:
+        for model in models_:
+            native = from_state.apps.get_model(app_label, model.__name__)
             sources = {
                 str(field.column): template.format(field.column)
-                for field in model._meta.local_fields
+                for field in native._meta.local_fields
                 if isinstance(field, models.DateTimeField)
             }
-            old_model = to_state.apps.get_model(app_label, model.__name__)
-            conform_table(schema_editor, old_model, sources)
+            conform_table(schema_editor, model, sources)
 
     def _models(
         self, app_label: str, connection: BaseDatabaseWrapper, state: ProjectState
@@ -224,7 +206,7 @@ def _lock(
     """Lock the tables before their rows are checked, so that no unchecked row appears."""
     # SQLite's migration holds the write lock already; CockroachDB's schema changes are jobs outside the transaction.
     # PostgreSQL locks the tables in this order, the same in each migration, so no two each hold what the other wants.
-    if models_ and schema_editor.connection.vendor == "postgresql":
+    if schema_editor.connection.vendor == "postgresql":
         tables = ", ".join(
             schema_editor.quote_name(model._meta.db_table) for model in models_
         )

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from django.db import models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.operations.base import Operation
-from django.test.utils import CaptureQueriesContext
+from django.db.migrations.writer import OperationWriter
+from django.test.utils import CaptureQueriesContext, override_settings
 
 import agentdb
 from agentdb import operations
@@ -448,6 +450,39 @@ def test_an_instant_that_the_old_server_cannot_read_stops_the_way_back(
         assert rows(
             connection, f"SELECT count(*) FROM sandboxes WHERE last_used_at = '{value}'"
         ) == [(1,)]
+
+
+class AgentDbIsElsewhere:
+    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool:
+        return app_label != "agentdb"
+
+
+def test_another_programs_tables_stop_no_migration_where_agentdb_has_none(
+    empty_url: str,
+):
+    routers = [f"{__name__}.AgentDbIsElsewhere"]
+    with opened(empty_url) as connection, override_settings(DATABASE_ROUTERS=routers):
+        # As a table of agentdb's it would be refused: the column is of a type that holds no timestamps.
+        rows(connection, "CREATE TABLE agents (created_at boolean)")
+
+        for name in (migration_names()[-1], "0001_initial"):
+            MigrationExecutor(connection).migrate([("agentdb", name)])
+
+        assert read_tables(connection).keys() == {"agents", "django_migrations"}
+        assert rows(connection, "SELECT created_at FROM agents") == []
+
+
+def test_the_operation_of_0002_can_be_written_into_a_squashed_migration():
+    wanted = import_module("agentdb.migrations.0002_native_timestamps").Migration
+
+    written, imports = OperationWriter(wanted.operations[0], indentation=0).serialize()
+
+    assert imports >= {"import agentdb.operations"}
+    assert written.startswith(
+        "agentdb.operations.NativeTimestamps(\n    state_operations=["
+    )
+    for model in ("Agent", "Session", "Sandbox", "ApiKey"):
+        assert f"model_name='{model}'" in written
 
 
 def test_a_transaction_goes_on_after_the_question_what_an_empty_database_lacks(
