@@ -345,11 +345,9 @@ class AsyncDb:
                 view._tenant_id = self._tenant_id
                 return await fn(view)
 
-        def job_of(work: Callable[[Db], Any]) -> Job:
-            return self._job(_Call(work, apart=True))
-
-        transaction = CoroutineTransaction(call, job_of)
-        return await transaction.run()
+        transaction = CoroutineTransaction(call)
+        job = self._job(_Call(lambda db: db.run_transaction(transaction), apart=True))
+        return await transaction.run(job)
 
     async def close(self) -> None:
         """Close the ``Db`` when the running calls have ended; a second call does nothing."""

@@ -40,19 +40,17 @@ class CoroutineTransaction:
     transaction lives as long as that frame, is retried like any other, and works with every ``Db``.
     """
 
-    def __init__(
-        self,
-        call: Callable[[Db], Awaitable[Any]],
-        make_job: Callable[[Callable[[Db], Any]], Job],
-    ) -> None:
-        self._call = call
+    def __init__(self, fn: Callable[[Db], Awaitable[Any]]) -> None:
+        self._fn = fn
         # The function's calls, then how it ended.
         self._calls: SimpleQueue[Job | Answer] = SimpleQueue()
-        self.job = make_job(lambda db: db.run_transaction(self._serve))
 
-    async def run(self) -> Any:
-        """Call the function for each attempt at the transaction; return its result when it is stored."""
-        job = self.job
+    async def run(self, job: Job) -> Any:
+        """Start the job, which calls this object in a transaction, and return the function's result when it is stored.
+
+        The function is called for each attempt at the transaction.
+        """
+        self._job = job
         try:
             answer = await job.start()
             while isinstance(answer, _Begun):
@@ -71,8 +69,8 @@ class CoroutineTransaction:
 
     def inner_job(self, call: Callable[[], Any]) -> Job:
         """Return a job for a call inside the transaction."""
-        job = Job(call, self.job.outbox, self._calls.put)
-        loop = self.job.future.get_loop()
+        job = Job(call, self._job.outbox, self._calls.put)
+        loop = self._job.future.get_loop()
         if job.future.get_loop() is not loop:
             raise AgentDbError(_OTHER_LOOP)  # which the outbox would not wake
         return job
@@ -80,14 +78,14 @@ class CoroutineTransaction:
     async def _end(self, db: Db) -> Answer:
         """Call the function, and return how it ended; a cancellation is for ``run`` to handle."""
         try:
-            return await self._call(db), None
+            return await self._fn(db), None
         except Exception as error:
             return None, error
 
-    def _serve(self, db: Db) -> Any:
+    def __call__(self, db: Db) -> Any:
         """In the thread, inside the transaction: run the calls until the function has ended."""
         # If it was cancelled while it waited for a thread, or between two attempts, its end is there already.
-        self.job.answer((_Begun(db), None))
+        self._job.answer((_Begun(db), None))
         while isinstance(made := self._next(), Job):
             made.answer(made.do())
         result, error = made
@@ -104,7 +102,7 @@ class CoroutineTransaction:
                 return self._calls.get(timeout=_LOOK_SECONDS)
             except Empty:
                 # The function will never continue.
-                if self.job.future.get_loop().is_closed():
+                if self._job.future.get_loop().is_closed():
                     raise _Cancelled from None
 
 
