@@ -609,6 +609,21 @@ def test_a_connection_that_got_a_message_of_the_server_is_kept(
     assert execute(url, ids) == before
 
 
+def test_a_program_may_wait_for_notifications_longer_than_a_call_may_take(
+    postgres_db: tuple[DjangoDb, str],
+) -> None:
+    db, _ = postgres_db
+    with connections[db.alias].cursor() as cursor:
+        cursor.execute("LISTEN news")
+    raw: Any = connections[db.alias].connection
+    set_call_timeout(db, 0.2)
+
+    assert list(raw.notifies(timeout=0.5)) == []
+
+    make_agent(db, "after")
+    assert connections[db.alias].connection is raw
+
+
 @pytest.mark.parametrize("what", ["health", "commit", "savepoint", "undo", "close"])
 def test_nothing_waits_for_ever_for_a_server_that_has_gone_silent(
     relay: tuple[Relay, str], what: str
