@@ -819,6 +819,22 @@ def test_what_a_host_does_on_commit_is_forgotten_with_a_transaction_that_fails(
     assert done == []
 
 
+def test_what_a_host_does_on_commit_waits_for_the_outermost_transaction(
+    db: DjangoDb,
+) -> None:
+    done: list[str] = []
+
+    def work(outer: Db) -> None:
+        outer.run_transaction(
+            lambda inner: transaction.on_commit(lambda: done.append("done"), db.alias)
+        )
+        assert done == []
+
+    db.run_transaction(work)
+
+    assert done == ["done"]
+
+
 def test_what_a_host_does_on_commit_is_outside_the_transaction(db: DjangoDb) -> None:
     def work(inside: Db) -> None:
         transaction.on_commit(lambda: make_session(inside), db.alias)
