@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from types import AsyncGeneratorType, GeneratorType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from agentdb.errors import AgentDbError, DatabaseClosedError, InvalidInputError
 from agentdb.interface import (
     DEFAULT_TENANT_ID,
+    Db,
     SandboxRecord,
     SandboxState,
     SessionRecord,
@@ -309,12 +310,64 @@ _CALLED = {
     "label": "Label",
     "plain": "An API key",
 }
-# Any string will do for these, even an empty one.
-TEXTS = ("path", "workspace_dir", "label")
+# Those that are not what their annotation says: any string will do as a text, even an empty one, and a key comes from a
+# request, so that any string is answered, with None.
+_KINDS = {
+    "path": "text",
+    "workspace_dir": "text",
+    "label": "text",
+    "plain": "key",
+}
+_OR_NONE = " | None"
+
+
+class Argument(NamedTuple):
+    """An argument of a method of ``Db``."""
+
+    name: str
+    kind: str  # its annotation without None, "text" or "key"
+    called: str  # in messages
+    may_be_none: bool
+
+
+def arguments_of(method: str) -> Iterator[Argument]:
+    """Yield the arguments of the method of ``Db``."""
+    _self, *parameters = inspect.signature(getattr(Db, method)).parameters.values()
+    for each in parameters:
+        annotation = each.annotation.removesuffix(_OR_NONE)
+        yield Argument(
+            each.name,
+            _KINDS.get(each.name, annotation),
+            _called(method, each.name),
+            annotation != each.annotation,
+        )
+
+
+def _called(method: str, argument: str) -> str:
+    """Return what messages call the argument; an id is that of the rows that the method is named for."""
+    if argument not in ("id", "ids"):
+        return _CALLED.get(argument, argument)
+    rows = method.split("_")[1]  # as in update_sandbox_session
+    if rows == "api":
+        return "API key id"
+    return "Session id" if rows.startswith("session") else "Sandbox id"
+
+
+def checked(argument: Argument, value: Any) -> Any:
+    """Return the value to use, or raise ``InvalidInputError``.
+
+    A page's position and a plain key are returned as they are: what they may be depends on more than the method.
+    """
+    check = _CHECKS.get(argument.kind)
+    if check is None or (value is None and argument.may_be_none):
+        return value
+    return check(argument.called, value)
+
 
 # Each is given what messages call the argument, and the value.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "str": identifier,
+    "text": text,
     "str | EllipsisType": lambda what, value: (
         value if value is ... else identifier(what, value)
     ),
@@ -328,43 +381,3 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "timedelta": lambda _, length: silence(length),
     "Sequence[str]": other_tables,
 }
-
-
-def called(method: str, argument: str) -> str:
-    """Return what messages call the argument of a method; an id is that of the rows that the method is named for."""
-    if argument not in ("id", "ids"):
-        return _CALLED.get(argument, argument)
-    rows = method.split("_")[1]  # as in update_sandbox_session
-    if rows == "api":
-        return "API key id"
-    return "Session id" if rows.startswith("session") else "Sandbox id"
-
-
-def argument_checks(method: Callable[..., Any]) -> dict[str, Callable[[Any], Any]]:
-    """Return the checks of the arguments of a method with the signature of ``Db``'s; each returns the value to use.
-
-    A tenant, a page's position and a plain key have none: what they may be depends on more than the method.
-    """
-    checks: dict[str, Callable[[Any], Any]] = {}
-    for name, parameter in inspect.signature(method).parameters.items():
-        annotation = str(parameter.annotation)
-        check = _CHECKS.get(annotation.removesuffix(_OR_NONE))
-        if check is None or name in ("tenant_id", "plain"):
-            continue
-        if name in TEXTS:
-            check = text
-        is_optional = annotation.endswith(_OR_NONE)
-        what = called(method.__name__, name)
-        checks[name] = partial(_checked, check, what, is_optional)
-    return checks
-
-
-_OR_NONE = " | None"
-
-
-def _checked(
-    check: Callable[[str, Any], Any], what: str, is_optional: bool, value: object
-) -> Any:
-    if value is None and is_optional:
-        return None
-    return check(what, value)

@@ -21,7 +21,8 @@ from agentdb.errors import (
 )
 from agentdb.inputs import (
     InOneThread,
-    argument_checks,
+    arguments_of,
+    checked,
     named_tenant,
     page_position,
     plain_function,
@@ -216,22 +217,22 @@ def _call(method: Callable[..., Any]) -> Callable[..., Any]:
     """Make a method check its arguments as every ``Db`` does, and then run in its thread's turn."""
     promised = getattr(Db, method.__name__)
     signature = inspect.signature(promised)
-    checks = argument_checks(promised)
+    arguments = list(arguments_of(method.__name__))
 
     @wraps(promised)
     def call(self: MemoryDb, /, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
-        arguments = bound.arguments
-        del arguments["self"]
+        values = {}
         # In their order, so that of several bad ones each implementation names the same.
-        for name, value in arguments.items():
-            if name == "tenant_id":
-                arguments[name] = tenant_of_call(self._tenant_id, value)
-            elif name in checks:
-                arguments[name] = checks[name](value)
+        for each in arguments:
+            value = bound.arguments[each.name]
+            if each.name == "tenant_id":
+                values[each.name] = tenant_of_call(self._tenant_id, value)
+            else:
+                values[each.name] = checked(each, value)
         with self._turn():
-            return method(self, **arguments)
+            return method(self, **values)
 
     return call
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from itertools import combinations
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentdb.errors import DatabaseClosedError, InvalidInputError
-from agentdb.inputs import TEXTS, called
+from agentdb.inputs import arguments_of
 from agentdb.interface import Db, SandboxRecord, SandboxState, SessionRecord
 from agentdb.testing.conformance.subject import Subject, instant
 
@@ -38,8 +37,6 @@ SANDBOX = SandboxRecord(
     instant(),
 )
 
-OR_NONE = " | None"
-
 # These have no arguments to refuse, and do something else once the Db is closed.
 _OTHERS = {"run_transaction", "health", "close"}
 METHODS = [
@@ -47,41 +44,26 @@ METHODS = [
 ]
 
 
-def _arguments(method: str) -> Iterator[tuple[str, str, bool]]:
-    """Yield the name and kind of each argument, and whether it may be None."""
-    signature = inspect.signature(getattr(Db, method))
-    _self, *parameters = signature.parameters.values()
-    for each in parameters:
-        may_be_none = each.annotation.endswith(OR_NONE)
-        kind = each.annotation.removesuffix(OR_NONE).removesuffix(" | EllipsisType")
-        if each.name in TEXTS:
-            kind = "text"
-        # A key comes from a request, so any string is answered, with None.
-        if each.name == "plain":
-            kind = "key"
-        yield each.name, kind, may_be_none
-
-
 def valid_arguments(method: str) -> dict[str, Any]:
     """Return a valid value for each argument of the method."""
-    return {name: VALID[kind] for name, kind, _may_be_none in _arguments(method)}
+    return {each.name: VALID[each.kind] for each in arguments_of(method)}
 
 
 def refused_arguments(method: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield arguments of the method of which one is invalid, and the message for it."""
     valid = valid_arguments(method)
-    for name, kind, may_be_none in _arguments(method):
-        for value, message in REFUSED[kind]:
-            if value is None and may_be_none:
+    for each in arguments_of(method):
+        for value, message in REFUSED[each.kind]:
+            if value is None and each.may_be_none:
                 continue
-            what = called(method, name)
-            yield valid | {name: value}, message.format(what=what)
+            yield valid | {each.name: value}, message.format(what=each.called)
 
 
 # By kind: an argument's annotation in Db, so that a new method needs no line here, or what else it is.
 VALID: dict[str, Any] = {
     "str": "x",
     "text": "x",
+    "str | EllipsisType": "x",
     "SessionStatusInput": "active",
     "SandboxStateInput": "cold",
     "int": 1,
@@ -175,6 +157,7 @@ def _before(record: SessionRecord | SandboxRecord) -> list[tuple[object, str]]:
 REFUSED: dict[str, list[tuple[object, str]]] = {
     "str": _NO_IDENTIFIER,
     "text": _NOT_TEXT,
+    "str | EllipsisType": _NO_IDENTIFIER,
     "SessionStatusInput": [
         (None, "Session status must be a string, not NoneType."),
         (5, "Session status must be a string, not int."),
@@ -278,18 +261,17 @@ class RefusalContract(Subject):
         """So every implementation refuses the same call in the same words."""
         call = getattr(db, method)
         valid = valid_arguments(method)
-        # The last of each kind is never None, which many arguments may be.
-        bad = {name: REFUSED[kind][-1] for name, kind, _ in _arguments(method)}
 
-        for first, second in combinations(bad, 2):
-            value, message = bad[first]
-            other_value, _ = bad[second]
-            arguments = valid | {first: value, second: other_value}
+        for first, second in combinations(arguments_of(method), 2):
+            # The last of each kind is never None, which many arguments may be.
+            value, message = REFUSED[first.kind][-1]
+            other_value, _ = REFUSED[second.kind][-1]
+            arguments = valid | {first.name: value, second.name: other_value}
             with pytest.raises(InvalidInputError) as raised:
                 call(**arguments)
 
-            what = called(method, first)
-            assert str(raised.value) == message.format(what=what), arguments
+            expected = message.format(what=first.called)
+            assert str(raised.value) == expected, arguments
 
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_of_a_closed_db_says_so(self, db: Db, method: str) -> None:
