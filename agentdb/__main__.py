@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(arguments: list[str]) -> int:
-    url = _take_own_options(arguments)
+    options = _take_options(arguments)
     if arguments[:1] in (["--version"], ["version"]):
         return _say(f"{_versions()}\n")
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither variable
-    _configure(url, arguments)
+    _configure(options, arguments)
     # Django reads the words to complete from the environment; docs/commands.md shows how to enable it.
     if "DJANGO_AUTO_COMPLETE" in os.environ:
         return _execute([])
@@ -80,8 +80,7 @@ def _answer(arguments: list[str]) -> int:
 
 def _say(text: str) -> int:
     """Write the text to the end, and return the exit code."""
-    # Not sys.stdout.write(): there is no sys.stdout if the descriptor was closed.
-    print(text, end="", flush=True)  # noqa: T201
+    print(text, end="", flush=True)  # noqa: T201 (it flushes, too)
     return 0
 
 
@@ -94,47 +93,45 @@ def _run(arguments: list[str]) -> int:
     return _say(_OPTIONS) if wants_help and not code else code
 
 
-def _take_own_options(arguments: list[str]) -> str | None:
-    """Remove ``--url`` and ``--quiet`` from anywhere before ``--`` in the arguments, and return the URL."""
+def _take_options(arguments: list[str]) -> argparse.Namespace:
+    """Remove the options of agentdb itself, and those of Django about settings, from anywhere before ``--``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--url")
     parser.add_argument("-q", "--quiet", action="store_true")
-    own, arguments[:] = parser.parse_known_args(arguments)
-    if own.quiet and arguments:
+    parser.add_argument("--settings")
+    parser.add_argument("--pythonpath")
+    options, arguments[:] = parser.parse_known_args(arguments)
+    if options.quiet and arguments:
         # Right behind the command: an action, as in "apikey list", has its own options.
         arguments.insert(1, "--verbosity=0")
-    url: str | None = own.url
-    return url
+    return options
 
 
-def _in_project(arguments: Sequence[str]) -> bool:
-    """Return whether the settings are a Django project's."""
-    if os.environ.get(SETTINGS_VARIABLE):
-        return True
-    return any(f"{each}=".startswith("--settings=") for each in arguments)
+def _configure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    from django.core.management.base import handle_default_options
 
-
-def _configure(url: str | None, arguments: Sequence[str]) -> None:
     from agentdb.serving.opening import check_configured, configure
 
+    # As in Django, --settings is from here on what the variable is.
+    handle_default_options(options)
     settings = os.environ.get(SETTINGS_VARIABLE)
-    if not _in_project(arguments):
+    if not settings:
         # A console script does not look for modules in the working directory; the apps may be there, as with manage.py.
         if os.environ.get(APPS_VARIABLE):
             sys.path.insert(0, os.getcwd())
         # It needs no database, and none may be up where migrations are written.
-        configure("sqlite://:memory:" if arguments[:1] == ["makemigrations"] else url)
+        is_needed = arguments[:1] != ["makemigrations"]
+        configure(options.url if is_needed else "sqlite://:memory:")
         _choose_commands()
         return
-    if url is not None:
+    if options.url is not None:
         raise InvalidInputError(
-            f"Both --url and the Django settings {settings or '--settings'!r} say which database is meant. "
+            f"Both --url and the Django settings {settings!r} say which database is meant. "
             f"Leave out --url, or unset {SETTINGS_VARIABLE}."
         )
     # Like manage.py: the settings module may be in the working directory.
     sys.path.insert(0, os.getcwd())
-    if settings:
-        check_configured(app_names(None) or ())
+    check_configured(app_names(None) or ())
 
 
 def _choose_commands() -> None:
@@ -172,7 +169,7 @@ def _execute(arguments: Sequence[str]) -> int:
     from django.db import Error, connections
 
     run: Callable[[list[str]], None] = execute_from_command_line
-    if arguments[:1] == ["makemigrations"] and not _in_project(arguments):
+    if arguments[:1] == ["makemigrations"] and not os.environ.get(SETTINGS_VARIABLE):
         from agentdb.management.own_migrations import Command
 
         run = Command().run_from_argv

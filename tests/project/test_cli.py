@@ -231,11 +231,31 @@ def test_the_settings_option_names_a_project_too(cli, host, tmp_path):
 
     assert finished.returncode == 0, finished.stderr
     assert versions(f"sqlite:///{tmp_path}/host.db") == 1
+    # Also to Django's commands that read a database, which agentdb looks at first unless it is a project's.
+    shown = cli("showmigrations", "agentdb", f"--settings={host}")
+    assert shown.returncode == 0, shown.stderr
+    assert "[X] 0001_initial" in shown.stdout
+
+
+def test_a_project_may_be_where_the_pythonpath_option_says(cli, host, tmp_path):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (tmp_path / "host.py").rename(folder / "host.py")
+
+    finished = cli("migrate", "--pythonpath", str(folder), DJANGO_SETTINGS_MODULE=host)
+
+    assert finished.returncode == 0, finished.stderr
+    assert versions(f"sqlite:///{tmp_path}/host.db") == 1
 
 
 @pytest.mark.parametrize("url", ["sqlite:///a.db", ""])
-def test_a_url_beside_a_projects_settings_is_refused(cli, host, url):
-    finished = cli("--url", url, "migrate", DJANGO_SETTINGS_MODULE=host)
+@pytest.mark.parametrize("is_option", [False, True], ids=["variable", "option"])
+def test_a_url_beside_a_projects_settings_is_refused(cli, host, url, is_option):
+    finished = (
+        cli("--url", url, "migrate", "--settings", host)
+        if is_option
+        else cli("--url", url, "migrate", DJANGO_SETTINGS_MODULE=host)
+    )
 
     assert finished.returncode == 2
     assert finished.stderr == (
