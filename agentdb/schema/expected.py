@@ -48,14 +48,8 @@ def expected_table(connection: BaseDatabaseWrapper, model: type[Model]) -> Table
     keys = [*text.keys, *map(parse_create_index, indexes)]
     if connection.vendor != "sqlite":
         keys = [_key_on_a_server(connection, table, key) for key in keys]
-        columns = [_on_a_server(connection, column, keys) for column in columns]
-    return Table(
-        name=table,
-        columns=tuple(columns),
-        primary_key=next(key for key in keys if key.kind == "primary key"),
-        uniques=tuple(key for key in keys if key.is_constraint),
-        indexes=tuple(key for key in keys if key.kind.endswith("index")),
-    )
+        columns = [_on_a_server(connection, column, model) for column in columns]
+    return Table(table, tuple(columns)).with_keys(keys)
 
 
 def _statements(
@@ -89,12 +83,11 @@ def _key_on_a_server(connection: BaseDatabaseWrapper, table: str, key: Key) -> K
 
 
 def _on_a_server(
-    connection: BaseDatabaseWrapper, column: Column, keys: list[Key]
+    connection: BaseDatabaseWrapper, column: Column, model: type[Model]
 ) -> Column:
-    # Only SQLite lets a primary key be NULL.
-    [primary] = [key for key in keys if key.kind == "primary key"]
     return replace(
         column,
         type=column_type(connection, column.type),
-        nullable=column.nullable and column.name not in primary.columns,
+        # Only SQLite lets a primary key be NULL.
+        nullable=column.nullable and column.name != model._meta.pk.column,
     )

@@ -123,14 +123,9 @@ def read(
     keys = by_table(_KEYS.format_map(_BY_VENDOR[connection.vendor]))
     tables = {}
     for oid, name, kind, options, triggers, rules in wanted.values():
-        found_keys = [_key(*row) for row in keys[oid]]
-        primary = [key for key in found_keys if key.kind == "primary key"]
         tables[name] = Table(
             name=name,
-            columns=tuple(_column(connection, *row) for row in columns[oid]),
-            primary_key=next(iter(primary), None),
-            uniques=tuple(key for key in found_keys if key.is_constraint),
-            indexes=tuple(key for key in found_keys if key.kind.endswith("index")),
+            columns=tuple(_column(connection, row) for row in columns[oid]),
             foreign_keys=tuple(
                 ForeignKey(name, tuple(own), target, tuple(others))
                 for name, own, target, others in foreign_keys[oid]
@@ -140,7 +135,7 @@ def read(
             options=tuple(options),
             triggers=tuple(triggers),
             rules=tuple(rules),
-        )
+        ).with_keys([_key(*row) for row in keys[oid]])
     return tables
 
 
@@ -153,15 +148,8 @@ def _by_table(
     return found
 
 
-def _column(
-    connection: BaseDatabaseWrapper,
-    name: str,
-    type_: str,
-    nullable: bool,
-    default: str | None,
-    collation: str | None,
-    generated: str | None,
-) -> Column:
+def _column(connection: BaseDatabaseWrapper, row: list[Any]) -> Column:
+    name, type_, nullable, default, collation, generated = row
     return Column(
         name,
         column_type(connection, type_),

@@ -37,10 +37,10 @@ def _read(
 ) -> Table:
     name = folded(stored_as)
     if kind == "view":
-        return Table(name, (), None, kind="view")
+        return Table(name, (), kind="view")
     # Its columns need its module, which may not be loaded here.
     if sql.startswith("CREATE VIRTUAL TABLE"):  # as SQLite stores it
-        return Table(name, (), None, kind="virtual table")
+        return Table(name, (), kind="virtual table")
     text = parse_create_table(sql)
     # Without a constraint's index, which has no statement.
     rest = rows(
@@ -48,18 +48,16 @@ def _read(
         "SELECT type, name, sql FROM main.sqlite_master WHERE lower(tbl_name) = %s AND sql IS NOT NULL ORDER BY name",
         [name],
     )
+    indexes = [
+        parse_create_index(sql, fold_names=True)
+        for kind, _, sql in rest
+        if kind == "index"
+    ]
     return Table(
         name=name,
         columns=tuple(text.columns),
-        primary_key=next((key for key in text.keys if not key.is_constraint), None),
-        uniques=tuple(key for key in text.keys if key.is_constraint),
-        indexes=tuple(
-            parse_create_index(sql, fold_names=True)
-            for kind, _, sql in rest
-            if kind == "index"
-        ),
         foreign_keys=tuple(text.foreign_keys),
         checks=tuple(text.checks),
         options=text.options,
         triggers=tuple(name for kind, name, _ in rest if kind == "trigger"),
-    )
+    ).with_keys([*text.keys, *indexes])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -87,7 +88,7 @@ class Check:
 class Table:
     name: str
     columns: tuple[Column, ...]  # in the database's order, which is not compared
-    primary_key: Key | None
+    primary_key: Key | None = None
     uniques: tuple[Key, ...] = ()  # UNIQUE constraints
     indexes: tuple[Key, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
@@ -96,6 +97,15 @@ class Table:
     options: tuple[str, ...] = ()  # unlogged, row security, without rowid, strict
     triggers: tuple[str, ...] = ()  # names
     rules: tuple[str, ...] = ()  # names of PostgreSQL's rewrite rules
+
+    def with_keys(self, keys: Collection[Key]) -> Table:
+        """Return the table with these keys, in whatever order their kinds are."""
+        return replace(
+            self,
+            primary_key=next((key for key in keys if key.kind == "primary key"), None),
+            uniques=tuple(key for key in keys if key.is_constraint),
+            indexes=tuple(key for key in keys if key.kind.endswith("index")),
+        )
 
     def column(self, name: str) -> Column | None:
         return next((column for column in self.columns if column.name == name), None)
