@@ -173,16 +173,15 @@ class AddIndex(operations.AddIndex):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        model = to_state.apps.get_model(app_label, self.model_name)
         # CREATE INDEX waits for writers, and every later writer waits behind it: rather fail, and be run again.
         _limit_lock_waits(schema_editor)
-        if schema_editor.connection.vendor != "cockroachdb":
-            super().database_forwards(app_label, schema_editor, from_state, to_state)
-        elif self.allow_migrate_model(schema_editor.connection.alias, model):
+        if schema_editor.connection.vendor == "cockroachdb":
             # A run that was interrupted has made some of the migration's indexes, and recorded none of it.
-            sql = str(self.index.create_sql(model, schema_editor))
-            sql = sql.replace("INDEX", "INDEX IF NOT EXISTS", 1)
-            schema_editor.execute(sql, None)
+            usual = type(schema_editor).sql_create_index
+            schema_editor.sql_create_index = usual.replace(
+                "INDEX", "INDEX IF NOT EXISTS"
+            )
+        super().database_forwards(app_label, schema_editor, from_state, to_state)
 
     def database_backwards(
         self,
