@@ -309,17 +309,16 @@ def _read_only_mode(path: Path) -> str:
 @contextmanager
 def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
     # Not transaction.atomic(), which finds a connection by its alias: this one has none.
-    if connection.vendor == "sqlite":
-        run(connection, "BEGIN")
-        try:
-            yield
-        finally:
-            run(connection, "ROLLBACK")
-        return
-    connection.set_autocommit(False)
+    connection.set_autocommit(
+        False, force_begin_transaction_with_broken_autocommit=True
+    )
     try:
-        # One snapshot for all queries: counts and rows of different tables belong together.
-        run(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        if connection.vendor != "sqlite":
+            # One snapshot for all queries: counts and rows of different tables belong together.
+            run(
+                connection,
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+            )
         yield
     finally:
         connection.rollback()

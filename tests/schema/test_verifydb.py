@@ -384,6 +384,22 @@ def test_all_that_is_inspected_is_of_one_moment(url, engine):
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
+def test_an_error_that_ends_the_transaction_of_a_look_is_not_hidden_by_its_end(
+    url, engine
+):
+    def run_out_of_memory() -> None:
+        raise MemoryError
+
+    with (
+        opened(url) as configured,
+        pytest.raises(MemoryError),
+        inspecting(configured.alias) as connection,
+    ):
+        connection.connection.create_function("fill", 0, run_out_of_memory)
+        rows(connection, "SELECT fill() FROM django_migrations")
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
 def test_a_look_at_a_file_waits_for_its_writers_as_long_as_the_url_says(url, engine):
     with (
         opened(f"{url}?timeout=7") as configured,
