@@ -78,16 +78,17 @@ def migrate(alias: str) -> None:
 
 
 _TEXTS = ("text", "character varying")
-# In the current schema, whose record of migrations is read: tables later in the search_path are another's.
+# The existing tables of ours, each with the type of its created_at. In the current schema, whose record of migrations
+# is read: tables later in the search_path are another's. Python writes a tuple of names as SQL does.
 _ON_SERVER = (
     "SELECT c.relname, format_type(a.atttypid, NULL) FROM pg_class c "
     "JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = current_schema() "
     "LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'created_at' "
-    "WHERE c.relname = ANY(%s::text[])"
+    f"WHERE c.relname IN {OWN_TABLES}"
 )
 _ON_SQLITE = (
-    "SELECT m.name, p.type FROM sqlite_master AS m "
-    "LEFT JOIN pragma_table_info(m.name) AS p ON p.name = 'created_at' WHERE m.type IN ('table', 'view')"
+    "SELECT m.name, lower(p.type) FROM sqlite_master AS m LEFT JOIN pragma_table_info(m.name) AS p "
+    f"ON p.name = 'created_at' WHERE m.type IN ('table', 'view') AND m.name IN {OWN_TABLES}"
 )
 
 
@@ -97,8 +98,8 @@ def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError 
     Takes two queries if all is well.
     """
     pending = tuple(pending_migrations(connection))
-    found = _find(connection)
-    tables = {name: found[name] for name in OWN_TABLES if name in found}
+    query = _ON_SQLITE if connection.vendor == "sqlite" else _ON_SERVER
+    tables = dict(rows(connection, query))
     if pending:
         is_old = "agents" in tables and len(pending) == len(migration_names())
         return SchemaOutOfDateError(
@@ -111,7 +112,7 @@ def schema_problem(connection: BaseDatabaseWrapper, place: str) -> AgentDbError 
             or f"{place} lacks the tables {', '.join(missing)}, though their migrations are recorded. "
             "Run 'agentdb verifydb'."
         )
-    if not any(kind.lower() in _TEXTS for kind in tables.values()):
+    if not any(kind in _TEXTS for kind in tables.values()):
         return None
     return SchemaMismatchError(
         f"{place} holds its timestamps as text, though the migrations are recorded. Run 'agentdb verifydb'."
@@ -123,16 +124,6 @@ def _two_schemas(connection: BaseDatabaseWrapper, place: str) -> str | None:
     if cause is None:
         return None
     return f"The search_path of {place} leads to more than one schema. {cause}"
-
-
-def _find(connection: BaseDatabaseWrapper) -> dict[str, str]:
-    """Return the existing tables, each with the type of its created_at."""
-    found = (
-        rows(connection, _ON_SQLITE)
-        if connection.vendor == "sqlite"
-        else rows(connection, _ON_SERVER, [list(OWN_TABLES)])
-    )
-    return {name: kind or "" for name, kind in found}
 
 
 def _out_of_date(place: str, pending: tuple[str, ...], is_old: bool) -> str:

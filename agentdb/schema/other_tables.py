@@ -25,17 +25,19 @@ _ON_A_SERVER = """
       )
     ORDER BY 1
 """
-_COLUMN_ON_A_SERVER = """
+# Python writes a tuple of names as SQL does.
+_COLUMN_ON_A_SERVER = f"""
     SELECT c.relname, pg_catalog.format_type(a.atttypid, NULL)
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
     WHERE a.attname = 'session_id' AND NOT a.attisdropped AND c.relkind IN ('r', 'p')
-      AND pg_catalog.pg_table_is_visible(c.oid)
+      AND pg_catalog.pg_table_is_visible(c.oid) AND c.relname NOT IN {OWN_TABLES}
 """
 # A virtual table stores its rows in other tables, and may need an extension that is not loaded here.
 _ON_SQLITE = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
 _COLUMN_ON_SQLITE = f"""
     SELECT t.name, CASE WHEN c.type LIKE '%int%' THEN lower(c.type) ELSE 'text' END
-    FROM ({_ON_SQLITE}) t, pragma_table_info(t.name) c WHERE c.name = 'session_id'
+    FROM ({_ON_SQLITE}) t, pragma_table_info(t.name) c
+    WHERE c.name = 'session_id' AND t.name NOT IN {OWN_TABLES}
 """
 _TEXTS = ("text", "character varying", "character")
 _RECORDS = (
@@ -103,7 +105,4 @@ def _session_columns(connection: BaseDatabaseWrapper) -> dict[str, str]:
     query = _COLUMN_ON_A_SERVER
     if connection.vendor == "sqlite":
         query = _COLUMN_ON_SQLITE
-    types = dict(rows(connection, query))
-    for ours in OWN_TABLES:
-        types.pop(ours, None)
-    return types
+    return dict(rows(connection, query))

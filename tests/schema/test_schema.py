@@ -222,6 +222,16 @@ def test_connect_asks_two_queries_if_all_is_well(database):
     assert len(sent) == 2
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_view_of_another_program_that_lost_its_table_does_not_stand_in_the_way(
+    database,
+):
+    with undone(database):
+        database.execute("CREATE VIEW zz AS SELECT * FROM nowhere")
+
+        assert schema_problem(database.connection, "The place") is None
+
+
 # ------------------------------------------------------------------------------------- what does no harm, and nothing
 
 ADDITIONS = {
