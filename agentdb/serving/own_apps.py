@@ -14,6 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.errors import AgentDbError, InvalidInputError, SchemaOutOfDateError
 from agentdb.schema import migration_record
 from agentdb.schema.migration_lock import migration_lock
+from agentdb.schema.queries import lifted_limits
 from agentdb.serving.host import in_one_line
 
 APPS_VARIABLE = "AGENTDB_APPS"
@@ -83,7 +84,7 @@ def migrate(alias: str) -> None:
     connection = connections[alias]
     if not _apps_of(connection):
         return
-    with migration_lock(connection):
+    with migration_lock(connection), lifted_limits(connection):
         pending = pending_migrations(connection)
         labels = {migration.partition(".")[0] for migration in pending}
         for label in sorted(labels):

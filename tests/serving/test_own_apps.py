@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -221,7 +222,7 @@ def test_processes_that_migrate_at_once_do_it_once(folder: Path, url: str) -> No
     ) == [(1,)]
 
 
-def test_migrations_may_take_longer_than_a_call(
+def test_migrations_may_take_longer_than_a_call_or_a_statement_of_the_role(
     folder: Path, make_postgres_database: Callable[..., str]
 ) -> None:
     migration = folder / "notes/migrations/0001_initial.py"
@@ -229,6 +230,8 @@ def test_migrations_may_take_longer_than_a_call(
     migration.write_text(MIGRATION.replace("\n    ]\n", slow))
     url = make_postgres_database()
     limited = f"{url}{'&' if '?' in url else '?'}call_timeout=1"
+    database = urlsplit(url).path[1:]
+    execute(url, f"ALTER DATABASE {database} SET statement_timeout = '1s'")
     code = f"""
 import agentdb
 with agentdb.connect({limited!r}, apps=["notes"], migrate=True) as db:
