@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -944,6 +945,23 @@ def _backend(alias: str) -> int:
         cursor.execute("SELECT pg_backend_pid()")
         [pid] = cursor.fetchone()
     return int(pid)
+
+
+def test_a_hosts_connection_keeps_nothing_of_a_db_that_is_gone(
+    hosts: MakeHosts,
+) -> None:
+    alias = hosts(None)
+    raw: Any = None
+    for _ in range(2):  # as one made for each request
+        db = DjangoDb(alias)
+        db.list_agents()
+        own = weakref.ref(db._threads.slot()._connection)
+        assert raw in (None, connections[alias].connection)
+        raw = connections[alias].connection
+        del db
+        gc.collect()
+        assert own() is None
+    assert len(raw._notice_handlers) == 1
 
 
 def test_connection_that_a_host_shares_outlives_the_thread(hosts: MakeHosts) -> None:

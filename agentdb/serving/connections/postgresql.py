@@ -16,6 +16,7 @@ from contextlib import (
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import django.db
 import psycopg
@@ -68,6 +69,21 @@ class CallCancelled(psycopg.errors.QueryCanceled):
 
 class NotReplicated(psycopg.OperationalError):
     """A commit is stored on the primary, but its synchronous standby did not confirm it."""
+
+
+class _Notices:
+    """What the server has said on a connection besides its answers."""
+
+    not_replicated = False
+
+    def __call__(self, diagnostic: Any) -> None:
+        # psycopg calls this while it reads the answer to a statement.
+        if diagnostic.source_function == _NOT_REPLICATED:
+            self.not_replicated = True
+
+
+# One for each connection of the driver. A host's may be handed out again and again, and keeps its handlers.
+_notices: WeakKeyDictionary[psycopg.Connection[Any], _Notices] = WeakKeyDictionary()
 
 
 class PostgresEngine(Engine):
@@ -265,10 +281,9 @@ class PostgresConnection(Connection):
         raw = self.raw
         self.is_traced = not raw.cursor_factory.__module__.startswith("django.")
         self._is_readable = _readability(raw.pgconn.socket)
-        self._not_replicated = False
         # Not an error: the server commits locally if a cancel reaches it while it waits for its standby, and says so
         # only in a warning. A caller must not be told that such a commit is as safe as others.
-        raw.add_notice_handler(self._notice)
+        self._notices = _notices.get(raw) or self._listen()
         self._cursor = psycopg.Cursor(raw)
         # Instants as numbers: neither the server writes text nor Django's loader, which is in Python, reads it. They
         # are in UTC as the session is.
@@ -279,6 +294,13 @@ class PostgresConnection(Connection):
             return
         engine.limit(raw)
         self._set_up()
+
+    def _listen(self) -> _Notices:
+        notices = _Notices()
+        # In this order: an exception from a signal handler in between must not leave it without a handler.
+        self.raw.add_notice_handler(notices)
+        _notices[self.raw] = notices
+        return notices
 
     def _set_up(self) -> None:
         """Set what is agentdb's own: a host's plans are the host's. What a pooler hands on must be as it was: with
@@ -302,21 +324,16 @@ class PostgresConnection(Connection):
         # set_config() of all at once is one round trip for a new connection; SET would be one for each.
         self.raw.execute(f"SELECT {settings}", prepare=False)
 
-    def _notice(self, diagnostic: Any) -> None:
-        # psycopg calls this while it reads the answer to a statement.
-        if diagnostic.source_function == _NOT_REPLICATED:
-            self._not_replicated = True
-
     def execute(self, sql: str, params: Sequence[Any]) -> Any:
         if self.instrumented():
             cursor: Any = self.wrapper.cursor()
         else:
             # Django's cursor binds on the client and cannot prepare; this one binds on the server.
             cursor = self._cursor
+        self._notices.not_replicated = False  # by what the program itself ran
         with self.limited():
             cursor.execute(sql, params)
-        if self._not_replicated:
-            self._refuse_replicated()
+        self._refuse_unreplicated()
         return cursor
 
     def begin(self) -> None:
@@ -326,10 +343,10 @@ class PostgresConnection(Connection):
             self._cursor.execute(begin, prepare=False, binary=False)
 
     def commit(self) -> None:
+        self._notices.not_replicated = False  # by what the program itself ran
         with self.limited():
             super().commit()
-        if self._not_replicated:
-            self._refuse_replicated()
+        self._refuse_unreplicated()
 
     def roll_back(self) -> None:
         with self.limited():
@@ -346,11 +363,11 @@ class PostgresConnection(Connection):
         limit.callback(own.pop, "wait", None)
         return limit
 
-    def _refuse_replicated(self) -> None:
-        self._not_replicated = False
-        raise NotReplicated(
-            "the primary has stored it, and its synchronous standby did not say that it has"
-        )
+    def _refuse_unreplicated(self) -> None:
+        if self._notices.not_replicated:
+            raise NotReplicated(
+                "the primary has stored it, and its synchronous standby did not say that it has"
+            )
 
     def is_at_hand(self, *, writing: bool) -> bool:
         # libpq knows the state of the session without asking; one poll() shows whether the server has hung up since.
