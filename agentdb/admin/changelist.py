@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
-from django.core.paginator import Paginator
 from django.db import connections
 from django.db.models import F, OrderBy, Q
 from django.db.models.lookups import GreaterThan, LessThan
@@ -68,9 +67,8 @@ class Order(NamedTuple):
 
         Raises ``IncorrectLookupParameters`` for a place that is none; Django then redirects to the first page.
         """
-        # Whoever edits the address can name times outside the calendar, and NUL, which PostgreSQL refuses in a text.
+        # Whoever edits the address can name times outside the calendar.
         text, _, id = place.partition(",")
-        id = id.replace("\x00", "")
         try:
             at = datetime.fromisoformat(text).astimezone(UTC)
         except (ValueError, OverflowError) as error:
@@ -85,12 +83,6 @@ class Order(NamedTuple):
         return from_here & (later | behind)
 
 
-class Uncounted(Paginator):  # type: ignore[type-arg]
-    """A paginator that does not count: counting would read all rows."""
-
-    count = 0
-
-
 class RowList(ChangeList):
     """Django's change list, page by page from a place in its order.
 
@@ -99,7 +91,7 @@ class RowList(ChangeList):
 
     model_admin: Any  # a ReadFirstAdmin
     order: Order
-    total: Figure | None = None  # rows on all pages; None if counting took too long
+    total: Figure | None = None  # rows on all pages; None if that took too long
     is_cut_off = False  # not all rows were searched
     is_first: bool  # the page
     end: str | None = None  # the place after which the next page begins, if any
@@ -123,11 +115,12 @@ class RowList(ChangeList):
         return self.order.expressions()
 
     def get_results(self, request: HttpRequest) -> None:
-        """Read the page's rows, and what they name, and count all that match.
-
-        Django's own part sets what its templates need. Its paginator counts nothing and its page stays unread.
-        """
+        """Read the page's rows, and what they name, and count all that match."""
+        # Django's own part sets what templates of Django and of themes read, and counts no rows.
+        found = self.queryset
+        self.queryset = found.none()
         super().get_results(request)
+        self.queryset = found
         self.now = timezone.now()
         self.problems = []
         self.sentences = [spec.mistake for spec in self._active if spec.mistake]
@@ -140,13 +133,16 @@ class RowList(ChangeList):
         rows = self._rows(after)
         self.result_list = rows[: self.list_per_page]
         self.result_count = len(self.result_list)
+        # No number is known then, and there are no rows to look anything up for.
+        if self.is_cut_off:
+            return
         has_more = len(rows) > self.list_per_page
         if has_more:
             last_first = reversed(self.result_list)
             self.end = self.order.place(last_first)
         if self.is_first and not has_more:
             self.total = Figure(self.result_count)
-        elif not self.is_cut_off:
+        else:
             # None if counting, up to the limit of capped_count, takes too long.
             count = partial(capped_count, self.queryset)
             connection = connections[self.queryset.db]

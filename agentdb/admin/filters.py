@@ -39,8 +39,7 @@ class ColumnFilter(SimpleListFilter):
     mistake = ""  # why the value means nothing, once ``queryset`` was called
 
     def value(self) -> str:
-        # PostgreSQL refuses NUL in a text.
-        return (super().value() or "").replace("\x00", "")
+        return super().value() or ""
 
     @property
     def shown(self) -> str:
@@ -110,7 +109,7 @@ class AgentNameFilter(TextFilter):
             return None
         # No index has the names alone: those of a tenant, or else of the newest agents.
         agents = Agent.objects.using(model_admin.alias).newest_first()
-        tenant_id = self.request.GET.get("tenant_id", "").replace("\x00", "")
+        tenant_id = self.request.GET.get("tenant_id")
         if tenant_id:
             agents = agents.of_tenant(tenant_id).order_by("name")
         names = agents.values_list("name", flat=True)

@@ -9,7 +9,7 @@ from typing import Any
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import SuspiciousOperation
 from django.db import connections, router
-from django.http import HttpRequest
+from django.http import HttpRequest, QueryDict
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext
@@ -51,6 +51,9 @@ def guard(view: View, read_seconds: float = PAGE_SECONDS) -> View:
         title, status = gettext("Can't read the database"), 503
         # A template response is lazy and would run its queries after the view, outside the limit: it is drawn here.
         try:
+            # No view has to expect NUL, which PostgreSQL refuses in a text.
+            query = request.GET.urlencode().replace("%00", "")
+            request.GET = QueryDict(query, encoding=request.encoding)
             with question(connection, seconds):
                 response = view(model_admin, request, *args, **more)
                 return _drawn(response)

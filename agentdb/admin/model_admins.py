@@ -30,7 +30,7 @@ from agentdb.admin.actions import (
     undo,
 )
 from agentdb.admin.audit import refuse
-from agentdb.admin.changelist import RowList, Uncounted
+from agentdb.admin.changelist import RowList
 from agentdb.admin.display import (
     badge,
     cut,
@@ -117,7 +117,6 @@ class ReadFirstAdmin(ModelAdmin):
     # Pages besides lists and rows: functions of the model admin, the request, and the tables that the user may see.
     views: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     list_per_page = 50
-    paginator = Uncounted
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER  # they count the rows of each choice
     list_display_links = None  # the columns have links of their own
@@ -187,6 +186,10 @@ class ReadFirstAdmin(ModelAdmin):
             answer = view(partial(self.page_view, show=show))
             own.append(path(f"{name}/", answer, name=f"agentdb_{name}"))
         return [*own, *super().get_urls()]
+
+    # Both read the row first. Nobody may delete one.
+    history_view = guard(ModelAdmin.history_view)
+    delete_view = guard(ModelAdmin.delete_view)
 
     @guard
     def page_view(self, request: HttpRequest, show: Callable[..., Any]) -> Any:

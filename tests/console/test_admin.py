@@ -517,6 +517,10 @@ def test_a_search_that_takes_too_long_is_stopped_and_says_so(
     assert page.rows == []
     assert "The search was stopped after 0.1 seconds." in page.text
     assert "No sessions found in this time" in page.text
+    assert "0 sessions" not in page.text  # nobody knows
+    assert "<span>0</span>" not in page.html
+    later = site.get("agentdb/session/", q="agent-8", after="2020-01-01T00:00:00Z,x")
+    assert "No sessions found in this time" in later.text
     # Without a filter an index answers at once, or else the database is in trouble.
     monkeypatch.setattr(
         "agentdb.admin.guard.question",
@@ -650,6 +654,8 @@ def test_nul_in_a_parameter_finds_nothing_and_breaks_nothing(
     assert site.get("agentdb/session/", q="s0000\x00x").status == 200
     assert site.get("agentdb/session/", tenant_id="t\x000").status == 200
     assert site.get("agentdb/agent/tenant/", id="t\x000").status == 200
+    sums = site.get("agentdb/session/groups/", tenant_id="t\x000")
+    assert (sums.status, "1 session" in sums.text) == (200, True)
     assert site.get("agentdb/session/s_000000/change/").status == 302
 
 
@@ -2001,6 +2007,16 @@ def test_a_rows_page_has_the_row_as_json_without_a_keys_hash(
         monkeypatch.setattr("agentdb.admin.model_admins.LONGEST_JSON", longest)
         page = site.get("agentdb/session/s0001/change/")
         assert ("data-copy-text" in page.html) is (longest == len(unescape(text)))
+
+
+def test_the_history_of_a_row_says_what_was_done_to_it(site: Site, superuser: User):
+    fill(site.alias, 3)
+    site.confirm("agentdb/session/", "pause_sessions", ["s0001"])
+
+    assert "pause: active → paused" in site.get("agentdb/session/s0001/history/").text
+    none = site.get("agentdb/session/s0000/history/").text
+    assert "paused" not in none
+    assert "doesn’t have a change history" in none
 
 
 def test_a_rows_page_leads_to_its_history_where_one_is_kept(

@@ -238,6 +238,8 @@ def test_a_list_that_names_rows_of_a_missing_table_is_shown_and_calls_none_of_th
     for path in (
         "agentdb/sandbox/",
         "agentdb/sandbox/b0001/change/",
+        "agentdb/sandbox/b0001/history/",
+        "agentdb/sandbox/b0001/delete/",
         "agentdb/sandbox/export/csv/",
     ):
         broken = site.get(path)

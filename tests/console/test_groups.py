@@ -170,6 +170,17 @@ def test_the_page_of_sums_leads_to_the_rows_of_each_group(site: Site, superuser:
     assert [row[1].split()[0] for row in Page(site.client.get(hour)).rows] == ["old"]
 
 
+def test_a_group_whose_value_is_empty_does_not_lead_to_all_rows(
+    site: Site, superuser: User
+):
+    opened(site, "s1", 1, runner_id="")
+    opened(site, "s2", 1, runner_id="r2")
+
+    page = site.get("agentdb/session/groups/", by="runner_id")
+
+    assert [text for url, text in page.links if "session/?" in url] == ["r2"]
+
+
 def _hour(site: Site, id: str) -> datetime:
     return Session.objects.using(site.alias).get(pk=id).created_at
 
