@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from django.db import connections
@@ -26,7 +25,7 @@ from agentdb.admin.display import (
 from agentdb.console.figures import distinct_values
 from agentdb.console.questions import Budget
 from agentdb.keys import PREFIX
-from agentdb.models import Agent, ApiKey, Sandbox, Session
+from agentdb.models import Agent, ApiKey, Session
 from agentdb.serving.adapter import DjangoDb
 
 SECONDS = 0.5  # seconds for one query, which may have no index
@@ -42,16 +41,6 @@ _SHORTENED = re.compile(r"(.+?)(?:…|\.\.\.)(.*)")
 _MAY_BE_KEY = re.compile(r"[A-Za-z0-9_\-]{40,}")
 
 
-# Columns with an index of their values, and the page of each value.
-_VALUES = (
-    (Session, "tenant_id", "tenant"),
-    (Agent, "tenant_id", "tenant"),
-    (ApiKey, "tenant_id", "tenant"),
-    (Sandbox, "tenant_id", "tenant"),
-    (Session, "runner_id", "runner"),
-)
-
-
 class Hit(NamedTuple):
     """One result: a row, or a page of all rows with a value."""
 
@@ -61,26 +50,14 @@ class Hit(NamedTuple):
     is_exact: bool = False  # its name is the whole text
 
 
-@dataclass
-class Search:
-    """The text to find, the tables that the user may see, and the time limit of the page.
-
-    ``beginning`` and ``end`` are those of a shortened id (8fc693c5…2b19), or the text and ''.
-    """
+class Search(NamedTuple):
+    """The text to find, the tables that the user may see, and the time limit of the page."""
 
     site: Any
     alias: str
     allowed: Tables
     text: str
     budget: Budget
-    beginning: str = ""
-    end: str = ""
-
-    def __post_init__(self) -> None:
-        self.beginning = self.text
-        shortened = _SHORTENED.fullmatch(self.text)
-        if shortened:
-            self.beginning, self.end = shortened.groups()
 
     def hits(self) -> list[Hit]:
         """Return the distinct results, exact ones first, without those that take too long.
@@ -94,8 +71,10 @@ class Search:
             return found
         for model in self.allowed:
             found += self._answer(model, self._values, model, "pk", "")
-        for model, column, kind in _VALUES:
-            found += self._answer(model, self._values, model, column, kind)
+        # Each table has an index of its tenants, and sessions one of their runners.
+        for model in self.allowed:
+            found += self._answer(model, self._values, model, "tenant_id", "tenant")
+        found += self._answer(Session, self._values, Session, "runner_id", "runner")
         # Labels and names of agents have no index of their own, but their tables are small beside the others.
         found += self._answer(Agent, self._named, Agent, "name")
         found += self._answer(ApiKey, self._named, ApiKey, "label")
@@ -149,26 +128,28 @@ class Search:
 
         ``kind`` is the name of their page; without one they are ids, and rows have pages.
         """
+        beginning, end = self.text, ""
+        shortened = _SHORTENED.fullmatch(self.text)
+        if shortened:
+            beginning, end = shortened.groups()
         # LIKE 'x%' uses an index on neither engine: SQLite's ignores case, PostgreSQL's needs the C locale. But in most
         # collations the values with this prefix follow it directly, and an exact match is the first one.
-        most = LOOKED_THROUGH if self.end else SHOWN
+        most = LOOKED_THROUGH if end else SHOWN
         if kind:
             following = distinct_values(
                 connections[self.alias],
                 model,
                 column,
-                at_least=self.beginning,
+                at_least=beginning,
                 limit=most,
             )
         else:
-            ids = model._default_manager.using(self.alias).filter(
-                pk__gte=self.beginning
-            )
+            ids = model._default_manager.using(self.alias).filter(pk__gte=beginning)
             following = list(ids.order_by("pk").values_list("pk", flat=True)[:most])
         meant = [
             value
             for value in following
-            if value.startswith(self.beginning) and value.endswith(self.end)
+            if value.startswith(beginning) and value.endswith(end)
         ]
         for value in meant[:SHOWN]:
             if kind:
