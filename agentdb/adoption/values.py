@@ -36,7 +36,7 @@ from agentdb.adoption.shapes import (
 from agentdb.adoption.steps import columns_sql
 from agentdb.adoption.timestamps import add_native_text, native_sql
 from agentdb.schema import Table, read_tables
-from agentdb.schema.queries import quote_name, rows
+from agentdb.schema.queries import count_rows, quote_name, rows
 from agentdb.schema.rows import (
     AS_SQLITE_TEXT,
     StoredColumn,
@@ -102,28 +102,20 @@ def read_content(
     counts = [
         f"count(*) FILTER (WHERE {formats[column]} = '{key}')" for column, key in keys
     ]
-    [(usual_rows, *found)] = _query(
+    [(usual_rows, *found)] = rows(
         connection,
         f"SELECT {', '.join(['count(*)', *counts])} FROM {source} WHERE {usual}",
     )
     for (column, key), number in zip(keys, found, strict=True):
         if number:
             content.formats[column][key] = number
-    content.rows = _count(connection, source)
+    content.rows = count_rows(connection, table.name)
     content.odd_rows = content.rows - usual_rows
     if content.odd_rows:
         where = f"FROM {source} WHERE NOT ({usual})"
         _read_odd_rows(connection, table, content, where, formats, reason, bad)
     progress(name, content.rows, content.rows)
     return content
-
-
-def _count(connection: BaseDatabaseWrapper, source: str) -> int:
-    if connection.vendor == "sqlite":
-        # It would count the entries of the smallest index, which may need a collation that is not here.
-        source += " NOT INDEXED"
-    [(number,)] = _query(connection, f"SELECT count(*) FROM {source}")
-    return int(number)
 
 
 def _columns(
@@ -138,13 +130,6 @@ def _columns(
         )
         for each in table.columns
     ]
-
-
-def _query(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[Any, ...]]:
-    if connection.vendor == "sqlite":
-        return list(read_sqlite(connection, sql))
-    # PostgreSQL runs a count in parallel, but not a cursor.
-    return rows(connection, sql)
 
 
 def _usual(connection: BaseDatabaseWrapper, columns: list[StoredColumn]) -> str:
@@ -360,11 +345,11 @@ def checksum(
     source = quote_name(table.name)
     if connection.vendor == "sqlite":
         connection.connection.create_aggregate("agentdb_checksum", 1, _Checksum)
-        [(rows, total)] = _query(
+        [(number, total)] = rows(
             connection,
             f"SELECT count(*), coalesce(agentdb_checksum(CAST({row} AS BLOB)), 0) FROM {source}",
         )
-        return rows, int(total)
+        return number, int(total)
     # A sum does not depend on the order of rows, which a rewritten table does not keep, and two halves fit a bigint.
     # XOR would let a row that is there twice cancel itself.
     halves = ", ".join(
@@ -378,11 +363,11 @@ def checksum(
         else f"encode(sha256(convert_to({row}, 'UTF8')), 'hex')"
     )
     # OFFSET prevents the planner from computing the hash twice.
-    [(rows, high, low)] = _query(
+    [(number, high, low)] = rows(
         connection,
         f"SELECT count(*), {halves} FROM (SELECT {digest} AS h FROM {source} OFFSET 0) AS hashes",
     )
-    return rows, (int(high) * 2**64 + int(low)) % 2**128
+    return number, (int(high) * 2**64 + int(low)) % 2**128
 
 
 def _value(connection: BaseDatabaseWrapper, column: StoredColumn, sql: str) -> str:

@@ -3,10 +3,15 @@
 # ruff: noqa: F811
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+
+import pytest
 
 import agentdb
 from tests.helpers.factories import execute
+from tests.helpers.legacy_databases import sqlite_path
 from tests.moving.test_backup import run
 from tests.moving.test_copydb import MakeUrl, copydb, fill, make_url  # noqa: F401 (a fixture)
 
@@ -106,3 +111,18 @@ def test_a_partitioned_table_counts_once_and_one_of_another_schema_not(
         "Not copied: table 'events', 2 rows.",
         "Nothing was copied.",
     ]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_table_is_counted_whose_index_only_its_program_can_read(
+    url: str, make_url: MakeUrl, engine: str
+) -> None:
+    with closing(sqlite3.connect(sqlite_path(url))) as connection:
+        connection.create_collation("own", lambda one, other: 0)
+        # Wide, so that counting the entries of the index would be the cheapest way to count the rows.
+        connection.execute("CREATE TABLE notes (x, y TEXT, z TEXT)")
+        connection.execute("CREATE INDEX own_index ON notes (x COLLATE own)")
+
+    said = copydb(url, make_url("sqlite"))
+
+    assert "Not copied: table 'notes', 0 rows.\n" in said
