@@ -286,6 +286,20 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "own column with quotes": (
         'ALTER TABLE sessions ADD COLUMN "own ""column""" TEXT DEFAULT \'it\'\'s\'',
     ),
+    "own columns in letters that only Python takes for alike": (
+        'ALTER TABLE sessions ADD COLUMN "Ä" TEXT',
+        "ALTER TABLE sessions ADD COLUMN \"ä\" TEXT DEFAULT 'x'",
+        'UPDATE sessions SET "Ä" = id',
+    ),
+    "own index under the name of a constraint that ours replaces": (
+        "ALTER TABLE agents RENAME TO a",
+        "CREATE TABLE agents (id TEXT PRIMARY KEY, tenant_id TEXT NOT NULL DEFAULT 'default', name TEXT NOT NULL,"
+        " version INTEGER NOT NULL DEFAULT 1, path TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,"
+        " CONSTRAINT own UNIQUE (tenant_id, name))",
+        "INSERT INTO agents SELECT id, tenant_id, name, version, path, created_at, updated_at FROM a",
+        "DROP TABLE a",
+        "CREATE INDEX own ON agents (path)",
+    ),
     "own column called rowid": ("ALTER TABLE sessions ADD COLUMN rowid TEXT",),
     "own column called oid": ("ALTER TABLE sessions ADD COLUMN oid TEXT",),
     "all names of the rowid": (

@@ -11,10 +11,10 @@ from django.core.management import CommandError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.conforming import conform_table
-from agentdb.adoption.sqlite_rebuild import written_definitions
 from agentdb.errors import SchemaMismatchError
 from agentdb.models import Agent
 from agentdb.schema import read_tables
+from agentdb.schema.sqltext import parse_create_table
 from tests.adoption.test_fake_initial import raw_schema
 from tests.helpers.legacy_databases import manage, opened, rows, sqlite_path
 
@@ -27,7 +27,7 @@ def execute(connection: BaseDatabaseWrapper, *statements: str) -> None:
 
 
 def test_definitions_are_found_as_written_whatever_their_quotes_and_comments():
-    columns, constraints = written_definitions(
+    parsed = parse_create_table(
         """CREATE TABLE "odd ( name" (
             id TEXT PRIMARY KEY, -- the key, of course
             `a,b` text DEFAULT 'it''s, (fine)' NOT NULL,
@@ -38,26 +38,25 @@ def test_definitions_are_found_as_written_whatever_their_quotes_and_comments():
         ) WITHOUT ROWID"""
     )
 
-    assert columns == {
+    assert parsed.definitions == {
         "id": "id TEXT PRIMARY KEY",
         "a,b": "`a,b` text DEFAULT 'it''s, (fine)' NOT NULL",
         "c d": "[c d] TEXT /* a, comment */ CHECK (\"c d\" IN ('x', 'y'))",
         "unique": "\"unique\" TEXT DEFAULT (strftime('%Y-%m-%d', 'now'))",
         "price": "price NUMERIC(10, 2)",
     }
-    assert [text for text, _ in constraints] == [
+    assert parsed.constraints == [
         'CONSTRAINT "u" UNIQUE (id, `a,b`)',
         "FOREIGN KEY (price) REFERENCES t (x, y)",
     ]
-    assert {"id", "a,b"} <= constraints[0][1]
 
 
 def test_the_definition_of_a_column_that_was_added_later_is_found():
-    columns, _ = written_definitions(
+    parsed = parse_create_table(
         "CREATE TABLE t (\n  a TEXT\n, b TEXT NOT NULL DEFAULT 'default', c REFERENCES t(a))"
     )
 
-    assert columns == {
+    assert parsed.definitions == {
         "a": "a TEXT",
         "b": "b TEXT NOT NULL DEFAULT 'default'",
         "c": "c REFERENCES t(a)",
