@@ -85,16 +85,12 @@ class Change:
         if not self.findings.is_to_conform:
             return
         self.progress.say("Bringing the tables to their new shape.")
-        models = {
-            model._meta.db_table: model
-            for model in apps.get_app_config(APP_LABEL).get_models()
-        }
-        is_atomic = not self.findings.is_online
-        with self.connection.schema_editor(atomic=is_atomic) as editor:
+        models = list(apps.get_app_config(APP_LABEL).get_models())
+        with self.connection.schema_editor() as editor:
             # agents are last: until the sessions are rebuilt, their foreign key protects the agents' key.
-            for name in reversed([*OLD_COLUMNS]):
-                sources = self._sources.get(name, {})
-                conform_table(editor, models[name], sources, self.progress.say)
+            for model in reversed(models):
+                sources = self._sources.get(model._meta.db_table, {})
+                conform_table(editor, model, sources, self.progress.say)
 
     @cached_property
     def _sources(self) -> dict[str, dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.obstacles import OLD_COLUMNS, AdoptionRefusedError
-from agentdb.adoption.plan import decide, read
+from agentdb.adoption.plan import read
 from agentdb.adoption.shapes import Kind, Shape, unadopted
 from agentdb.adoption.steps import is_obsolete_key
 from agentdb.errors import SchemaMismatchError
@@ -34,7 +34,7 @@ def refuse_unadopted(connection: BaseDatabaseWrapper, *, fake_initial: bool) -> 
             f"Run 'agentdb baselinedb', which backs up, adopts and verifies them{other}."
         )
     # Before Django records 0001_initial; 0002 would only find out later.
-    if refusals := decide(read(connection)).refusals:
+    if refusals := read(connection).refusals:
         raise AdoptionRefusedError(refusals)
 
 

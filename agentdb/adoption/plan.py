@@ -45,21 +45,14 @@ class Findings(NamedTuple):
     shape: Shape
     wanted: Mapping[str, Table]  # what the models say
     contents: Mapping[str, TableContent]  # by the table's final name
-    unusable: UnusableValues
     other_rows: Mapping[str, int]
-    duplicates: tuple[UnusableValues, ...]
-    obstacles: tuple[str, ...]
     misspelt: tuple[Misspelt, ...]
+    refusals: tuple[Refusal, ...]  # why it cannot be adopted as it is
 
     @property
     def is_to_conform(self) -> bool:
         """Whether the tables, or the format of their timestamps, change."""
         return not self.shape.is_latest or bool(self.misspelt)
-
-    @property
-    def is_online(self) -> bool:
-        """Whether the adoption takes steps that stay, instead of one transaction."""
-        return self.engine == "cockroachdb"
 
 
 class Plan(NamedTuple):
@@ -88,15 +81,11 @@ def read(connection: BaseDatabaseWrapper, progress: Progress = SILENT) -> Findin
         shape=shape,
         wanted=wanted,
         contents=contents,
-        unusable=unusable,
         other_rows={
             name: _count_or_zero(connection, shape.live[name]) for name in shape.others
         },
-        duplicates=() if is_done else tuple(_duplicates(connection, readable, wanted)),
-        obstacles=()
-        if is_done or not shape.tables
-        else tuple(_obstacles(connection, shape, wanted)),
         misspelt=misspelt,
+        refusals=tuple(_refusals(connection, shape, wanted, unusable, is_done=is_done)),
     )
 
 
@@ -120,11 +109,33 @@ def comparable_columns(name: str, table: Table) -> tuple[str, ...]:
     return tuple(column for column in stored if not (has_new_ids and column == "id"))
 
 
+def _refusals(
+    connection: BaseDatabaseWrapper,
+    shape: Shape,
+    wanted: Mapping[str, Table],
+    unusable: UnusableValues,
+    *,
+    is_done: bool,
+) -> Iterator[Refusal]:
+    yield from map(Refusal, shape.problems)
+    if shape.tables and not is_done:
+        yield from map(Refusal, _obstacles(connection, shape, wanted))
+    if shape.kind is Kind.FOREIGN and not shape.tables:
+        yield Refusal(
+            f"There is none of the four tables in this database, but {counted(len(shape.others), 'other table')}. "
+            "Check the database URL, or run 'agentdb migrate' to create the tables beside them."
+        )
+    if unusable.total:
+        yield Refusal.unconvertible(unusable)
+    if not (is_done or shape.problems):
+        yield from _duplicates(connection, shape.tables, wanted)
+
+
 def _duplicates(
     connection: BaseDatabaseWrapper,
     tables: Mapping[str, Table],
     wanted: Mapping[str, Table],
-) -> Iterator[UnusableValues]:
+) -> Iterator[Refusal]:
     for name, table in tables.items():
         for key in unique_keys(wanted[name]):
             columns = [each.name for each in wanted[name].columns if each.name in key]
@@ -132,7 +143,11 @@ def _duplicates(
             if present := list(filter(table.column, columns)):
                 found = duplicates(connection, name, table, present)
                 if found.total:
-                    yield found
+                    yield Refusal.about(
+                        found,
+                        f"{counted(found.total, 'row')} of {name} share {', '.join(present)} with another row"
+                        f"{found.more}. Rename or delete all but one, and run the command again.",
+                    )
 
 
 def _count_or_zero(connection: BaseDatabaseWrapper, table: Table) -> int:
@@ -275,18 +290,16 @@ _SERVER_OBSTACLES = """
 def decide(findings: Findings, *, backup: bool = True) -> Plan:
     """Return what to do, or why nothing can be done. Does not query the database."""
     shape, notes = findings.shape, _notes(findings)
-    if refusals := tuple(_refusals(findings)):
-        return Plan(refusals=refusals, notes=notes)
+    if findings.refusals:
+        return Plan(refusals=findings.refusals, notes=notes)
     actions = list(_actions(findings))
     if shape.kind is Kind.EMPTY or not actions:
         return Plan(notes=notes)
     # Before anything else, although it takes longest: a copy that is made later is one of a file half changed.
     if findings.size is not None and backup:
         actions.insert(0, "Back the file up beside itself, and check the copy.")
-    return Plan(
-        actions=(*actions, _VERIFY_ONLINE if findings.is_online else _VERIFY),
-        notes=notes,
-    )
+    actions.append(_VERIFY_ONLINE if findings.engine == "cockroachdb" else _VERIFY)
+    return Plan(tuple(actions), notes=notes)
 
 
 def _actions(findings: Findings) -> Iterator[str]:
@@ -359,25 +372,6 @@ def _conforming_constraints(name: str, table: Table) -> Iterator[str]:
         if reads_ours(check, table, OLD_COLUMNS[name]):
             called = f" {check.name}" if check.name else ""
             yield f"Drop the check{called} of {name}: {check.expression}."
-
-
-def _refusals(findings: Findings) -> Iterator[Refusal]:
-    shape = findings.shape
-    yield from map(Refusal, (*shape.problems, *findings.obstacles))
-    if shape.kind is Kind.FOREIGN and not shape.tables:
-        yield Refusal(
-            f"There is none of the four tables in this database, but {counted(len(shape.others), 'other table')}. "
-            "Check the database URL, or run 'agentdb migrate' to create the tables beside them."
-        )
-    if findings.unusable.total:
-        yield Refusal.unconvertible(findings.unusable)
-    for found in findings.duplicates:
-        first, *_ = found.first
-        yield Refusal.about(
-            found,
-            f"{counted(found.total, 'row')} of {first.table} share {first.column} with another row{found.more}. "
-            "Rename or delete all but one, and run the command again.",
-        )
 
 
 def _notes(findings: Findings) -> tuple[str, ...]:
