@@ -9,13 +9,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, unquote
 
 from django.db import Error as DjangoDatabaseError
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.utils import load_backend
 
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.faults import (
@@ -57,12 +56,7 @@ def inspecting(alias: str) -> Iterator[BaseDatabaseWrapper]:
         check_sqlite_file(path)
     with ExitStack() as stack:
         stack.enter_context(translated_errors(configured))
-        settings = _reading_settings(configured, path, stack)
-        if path is not None and "immutable=" in settings["NAME"]:
-            stack.enter_context(_unchanged(path))
-        connection: BaseDatabaseWrapper = load_backend(
-            settings["ENGINE"]
-        ).DatabaseWrapper(settings, alias)
+        connection = _reading(configured, path, stack)
         stack.callback(connection.close)
         connection.ensure_connection()
         with lifted_limits(connection), _transaction(connection):
@@ -233,17 +227,16 @@ def translated_errors(connection: BaseDatabaseWrapper) -> Iterator[None]:
         raise DatabaseUnavailableError(describe_failure(connection, error)) from error
 
 
-def _reading_settings(
+def _reading(
     configured: BaseDatabaseWrapper, path: Path | None, stack: ExitStack
-) -> dict[str, Any]:
-    settings = {
-        **configured.settings_dict,
-        "OPTIONS": {**configured.settings_dict["OPTIONS"]},
-    }
-    options: dict[str, Any] = settings["OPTIONS"]
+) -> BaseDatabaseWrapper:
+    """Return a connection that is not open yet, and will change nothing."""
+    connection = configured.copy()
+    settings = connection.settings_dict
+    options = settings["OPTIONS"]
     options.pop("pool", None)
     if path is None:
-        return settings
+        return connection
     settings[_INSPECTED] = path
     settings["OPTIONS"] = {key: options[key] for key in ("timeout",) if key in options}
     mode = _read_only_mode(path)
@@ -259,7 +252,9 @@ def _reading_settings(
     if "vfs=" in mode:
         # Keep the index of the write-ahead log in memory instead of in a -shm file.
         settings["OPTIONS"]["init_command"] = "PRAGMA locking_mode=EXCLUSIVE"
-    return settings
+    if "immutable=" in mode:
+        stack.enter_context(_unchanged(path))
+    return connection
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
