@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any, Literal
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -136,9 +137,7 @@ def quoted(name: str) -> str:
 
 
 # Not str.lower(), which would also fold letters that SQLite takes for different ones.
-_LOWER = str.maketrans(
-    {chr(code): chr(code).lower() for code in range(ord("A"), ord("Z") + 1)}
-)
+_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 def folded(name: str) -> str:

@@ -131,7 +131,7 @@ def verify(connection: BaseDatabaseWrapper) -> Verification:
         recorded=recorded,
         pending=tuple(name for name in migration_names() if name not in record),
         unknown=unknown,
-        record_is_true=None if unknown else _is_true(connection, recorded, live),
+        record_is_true=None if unknown else _is_true(connection, recorded, ours),
         differences=tuple(each for each in found if each.severity == "drift"),
         notes=tuple(each for each in found if each.severity == "note"),
     )
@@ -181,7 +181,7 @@ def _unreadable(found: UnreadableValue) -> Difference:
 
 
 def _file_system(connection: BaseDatabaseWrapper) -> Iterator[Difference]:
-    path = sqlite_path(connections[connection.alias])
+    path = sqlite_path(connection)
     if path and (concern := file_concern(path)):
         yield Difference("file.system", "note", "", None, None, None, concern)
 
@@ -197,15 +197,15 @@ def _name(connection: BaseDatabaseWrapper) -> str:
 
 
 def _is_true(
-    connection: BaseDatabaseWrapper, recorded: tuple[str, ...], live: dict[str, Table]
+    connection: BaseDatabaseWrapper, recorded: tuple[str, ...], ours: dict[str, Table]
 ) -> bool:
     """Return whether the recorded migrations have no gap and the tables are as the last one leaves them."""
     # A gap: Django would apply the missing one after the later ones.
     if recorded != migration_names()[: len(recorded)]:
         return False
     if not recorded:
-        return not set(expected_tables(connection, apps)) & set(live)
-    return level(connection, live) == recorded[-1]
+        return not ours
+    return level(connection, ours) == recorded[-1]
 
 
 def level(connection: BaseDatabaseWrapper, live: Mapping[str, Table]) -> str | None:
