@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -89,12 +90,17 @@ def dump_command(connection: BaseDatabaseWrapper) -> str:
     """Return the ``pg_dump`` command for the database, without a password."""
     settings = connection.settings_dict
     options = settings["OPTIONS"]
-    words = ["pg_dump", "--format=custom", f"--file={settings['NAME']}.dump"]
+    name, service = settings["NAME"] or "", options.get("service")
+    words = ["pg_dump", "--format=custom", f"--file={name or service}.dump"]
+    database = name
+    # pg_dump has no option for a service, which may also name the database.
+    if service:
+        database = f"postgresql:///{quote(name, safe='')}?service={quote(service)}"
     for option, value in (
         ("--host", settings["HOST"] or options.get("host")),
         ("--port", settings["PORT"] or options.get("port")),
         ("--username", settings["USER"] or options.get("user")),
-        ("--dbname", settings["NAME"]),
+        ("--dbname", database),
     ):
         if value:
             words.append(f"{option}={value}")

