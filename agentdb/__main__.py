@@ -75,6 +75,9 @@ def _answer(arguments: list[str]) -> int:
         return _execute([])
     if not arguments or arguments in (["help"], ["--help"], ["-h"]):
         return _say(_overview())
+    if options.quiet:
+        # Right behind the command: an action, as in "apikey list", has its own options.
+        arguments.insert(1, "--verbosity=0")
     return _run(arguments)
 
 
@@ -101,9 +104,6 @@ def _take_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--settings")
     parser.add_argument("--pythonpath")
     options, arguments[:] = parser.parse_known_args(arguments)
-    if options.quiet and arguments:
-        # Right behind the command: an action, as in "apikey list", has its own options.
-        arguments.insert(1, "--verbosity=0")
     return options
 
 

@@ -74,9 +74,9 @@ def test_without_arguments_it_lists_its_own_commands_with_their_help_first(overv
     assert lines[-2].endswith("; without both it is sqlite:///agentdb.sqlite3.")
 
 
-@pytest.mark.parametrize("argument", ["help", "--help", "-h"])
-def test_help_is_the_same_list(cli, argument, overview):
-    assert cli(argument).stdout == overview[0].stdout
+@pytest.mark.parametrize("arguments", ["help", "--help", "-h", "-q", "-q help"])
+def test_help_is_the_same_list(cli, arguments, overview):
+    assert cli(*arguments.split()).stdout == overview[0].stdout
 
 
 def test_the_list_creates_no_database(overview):
