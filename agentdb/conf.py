@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from agentdb.errors import InvalidInputError
 from agentdb.sqlite_files import is_in_wal_mode, shared_file_system
@@ -88,11 +89,16 @@ def database_from_url(url: str) -> dict[str, Any]:
         raise InvalidInputError(
             f"The database URL must be a string, not {type(url).__name__}."
         )
+    # Both without the URL, which may have a password.
     try:
-        url.encode()
-    except UnicodeEncodeError:
-        # Without the URL, which may have a password. An environment variable may hold such bytes.
+        # Also what is percent-encoded, which urllib would replace. An environment variable may hold other bytes.
+        unquote_to_bytes(url).decode()
+    except UnicodeError:
         raise InvalidInputError("The database URL is not valid UTF-8.") from None
+    if re.search(r"[\t\r\n]", url.strip()):  # urllib would leave them out
+        raise InvalidInputError(
+            "The database URL has a tab or a line break. Percent-encode them: %09, %0A and %0D."
+        )
     scheme, rest = _scheme_and_rest(url)
     is_file = _SCHEMES[scheme] == "sqlite"
     # dj_database_url drops what it cannot place, and guesses. What it would misread is refused before and after.

@@ -220,6 +220,9 @@ _SLASHES = (
 )
 _DRIVER = "Write it without the driver:"
 _NUL = "URL has a NUL character (%00), which no name can hold."
+_BREAK = (
+    "The database URL has a tab or a line break. Percent-encode them: %09, %0A and %0D."
+)
 _PYTHON = (
     "cannot be set by a URL: it is an argument of Django's or the driver's. "
     "In a Django project, set it in DATABASES."
@@ -294,6 +297,11 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
         ("sqlite:///a%00.db", f"The sqlite:// {_NUL}"),
         ("sqlite:///\udcff.db", "The database URL is not valid UTF-8."),
         ("postgresql://u:\ud800@h/a", "The database URL is not valid UTF-8."),
+        ("sqlite:///%ff.db", "The database URL is not valid UTF-8."),
+        ("postgresql://u:%e9@h/a", "The database URL is not valid UTF-8."),
+        ("sqlite:///a\nb.db", _BREAK),
+        ("postgresql://u:a\tb@h/a", _BREAK),
+        ("postgresql://h,g\r\nh/a", _BREAK),
         (
             "sqlite://:memory",
             "The sqlite:// URL cannot be read. Write sqlite:///file.db, or sqlite://:memory:.",
@@ -421,6 +429,12 @@ def test_bad_urls_say_what_is_wrong(url: Any, message: str) -> None:
 
     assert str(raised.value) == message
     assert raised.value.__cause__ is None
+
+
+def test_a_url_may_end_like_the_file_that_it_was_read_from() -> None:
+    assert database_from_url("postgresql://h,g/a\n")["NAME"] == "a"
+    assert database_from_url("sqlite:////a/b.db\r\n")["NAME"] == "/a/b.db"
+    assert database_from_url("sqlite:////a/b%0A.db")["NAME"] == "/a/b\n.db"
 
 
 def test_a_name_that_begins_with_a_tilde_is_a_name() -> None:
