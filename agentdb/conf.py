@@ -19,13 +19,13 @@ INSTALLED_APPS = ["agentdb"]
 URL_VARIABLE = "DATABASE_URL"
 DEFAULT_URL = "sqlite:///agentdb.sqlite3"
 
-_SCHEMES = {
-    "sqlite": "sqlite",
-    "postgres": "postgres",
-    "postgresql": "postgres",
-    "cockroach": "cockroach",
-    "cockroachdb": "cockroach",
-}
+_SCHEMES = (
+    "sqlite",
+    "postgres",
+    "postgresql",
+    "cockroach",
+    "cockroachdb",
+)
 
 _SQLITE_BUSY_SECONDS = 30.0
 _LONGEST_BUSY_SECONDS = 2_000_000.0  # SQLite counts milliseconds in 31 bits
@@ -100,10 +100,9 @@ def database_from_url(url: str) -> dict[str, Any]:
             "The database URL has a tab or a line break. Percent-encode them: %09, %0A and %0D."
         )
     scheme, rest = _scheme_and_rest(url)
-    is_file = _SCHEMES[scheme] == "sqlite"
     # dj_database_url drops what it cannot place, and guesses. What it would misread is refused before and after.
-    config = _parsed(scheme, rest, is_file=is_file)
-    _refuse_what_would_be_dropped(scheme, rest, is_file=is_file)
+    config = _parsed(scheme, rest)
+    _refuse_what_would_be_dropped(scheme, rest)
     options = dict(config.get("OPTIONS", {}))
     for value in (*config.values(), *options.values()):
         # The file system and libpq end a name at a NUL: a prefix of it would be opened instead.
@@ -111,7 +110,7 @@ def database_from_url(url: str) -> dict[str, Any]:
             raise InvalidInputError(
                 f"The {scheme}:// URL has a NUL character (%00), which no name can hold."
             )
-    if is_file:
+    if scheme == "sqlite":
         return _sqlite(url, config, options)
     return _server(scheme, config, options)
 
@@ -160,38 +159,39 @@ _MEANT = (
 )
 
 
-def _parsed(scheme: str, rest: str, *, is_file: bool) -> dict[str, Any]:
+def _parsed(scheme: str, rest: str) -> dict[str, Any]:
     import dj_database_url
 
+    place, _, _ = rest.partition("?")
     one = rest
     hosts = ports = ""
-    if not is_file:
+    form = "Write sqlite:///file.db, or sqlite://:memory:."
+    if scheme != "sqlite":
+        form = _FORM
+        _, _, path = place.partition("/")
+        if "@" in path:
+            # Otherwise part of a password would be read as the host or database, and printed.
+            raise InvalidInputError(
+                f"The {scheme}:// URL has an '@' after its first '/'. {_ENCODE}"
+            )
         # urllib, below dj_database_url, knows URLs of one host only.
         one, hosts, ports = _several_hosts(rest)
-    place, _, _ = rest.partition("?")
-    if is_file and place == ":memory:":
+    elif place == ":memory:":
         # Otherwise urllib reads a host and its port before the options.
         one = f"/{rest}"
-    _, _, path = place.partition("/")
-    if not is_file and "@" in path:
-        # Otherwise part of a password would be read as the host or database, and printed.
-        raise InvalidInputError(
-            f"The {scheme}:// URL has an '@' after its first '/'. {_ENCODE}"
-        )
+    # It knows CockroachDB by the shorter name.
+    known = scheme.removesuffix("db")
     try:
-        config: dict[str, Any] = {
-            **dj_database_url.parse(f"{_SCHEMES[scheme]}://{one}")
-        }
+        config: dict[str, Any] = {**dj_database_url.parse(f"{known}://{one}")}
     except ValueError:
         # Without its cause, whose message may quote a part of the password.
-        form = "Write sqlite:///file.db, or sqlite://:memory:." if is_file else _FORM
         raise InvalidInputError(f"The {scheme}:// URL cannot be read. {form}") from None
     if hosts:
         config.update(HOST=hosts, PORT=ports)
     return config
 
 
-def _refuse_what_would_be_dropped(scheme: str, rest: str, *, is_file: bool) -> None:
+def _refuse_what_would_be_dropped(scheme: str, rest: str) -> None:
     location, _, query = rest.partition("?")
     if "#" in rest:  # in a path, another file would be opened
         raise _misread(scheme)
@@ -205,7 +205,7 @@ def _refuse_what_would_be_dropped(scheme: str, rest: str, *, is_file: bool) -> N
             )
     if re.search(r":0+(,|$)", location.partition("/")[0]):
         raise InvalidInputError(f"The {scheme}:// URL cannot be read. {_FORM}")
-    if is_file and not location.strip("/"):
+    if scheme == "sqlite" and not location.strip("/"):
         raise InvalidInputError(
             f"'{scheme}://{location}' names no file. For a database in memory, write sqlite://:memory:."
         )
