@@ -18,6 +18,7 @@ from django.utils.functional import Promise
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext, gettext_lazy
 
+from agentdb import inputs
 from agentdb.admin.audit import Entry, log_in_project, record, refuse
 from agentdb.admin.display import name_of, page
 from agentdb.console.questions import ask
@@ -374,9 +375,14 @@ def _paused_by(lines: str) -> dict[str, str]:
             found = json.loads(line[begin:])
             is_done = found.get("outcome", "done") == "done"
             if is_done and found["action"].startswith(PAUSE.verb):
-                # Only what a pause can have changed: the line may have been edited by hand.
+                # Only what a pause can have changed: the line may have been edited by hand. Ids are those that every
+                # engine can store.
                 before = found["before"].items()
-                known = {id: status for id, status in before if status in LIVE}
+                known = {
+                    inputs.text("id", id): status
+                    for id, status in before
+                    if status in LIVE
+                }
         if not known:
             text = gettext("This line does not say that sessions were paused: %s")
             raise ValueError(text % line[:80])
@@ -395,9 +401,11 @@ def undo(model_admin: Any, request: HttpRequest, allowed: object) -> HttpRespons
     lines = request.POST.get("lines", "")
     if request.method == "POST":
         try:
-            return _resume(model_admin, request, _paused_by(lines))
+            before = _paused_by(lines)
         except ValueError as error:
             problem = str(error)
+        else:
+            return _resume(model_admin, request, before)
     return page(
         model_admin,
         request,

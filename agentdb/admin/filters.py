@@ -86,11 +86,10 @@ class TextFilter(ColumnFilter):
         # also for an export; that costs a few probes of an index.
         connection = connections[model_admin.alias]
         answer = ask(connection, partial(self.known_values, model_admin))
-        values = answer.value or ()
-        suggested = values[:SUGGESTIONS]
-        return [(value, value) for value in suggested]
+        # A link with an empty value would lead to all rows.
+        return [(value, value) for value in answer.value or () if value]
 
-    def known_values(self, model_admin: Any) -> Sequence[str] | None:
+    def known_values(self, model_admin: Any) -> Sequence[str]:
         """Return some values of the column, by its index, in order."""
         return distinct_values(
             connections[model_admin.alias],
@@ -100,13 +99,16 @@ class TextFilter(ColumnFilter):
         )
 
 
-class AgentNameFilter(TextFilter):
+class AgentFilter(TextFilter):
     """Names of agents: those of the filtered tenant, or the newest ones."""
 
-    def known_values(self, model_admin: Any) -> Sequence[str] | None:
-        """Return the names in order, each once; None to a user who may not see agents."""
+    title = gettext_lazy("agent")
+    parameter_name = column = "agent_name"
+
+    def known_values(self, model_admin: Any) -> Sequence[str]:
+        """Return some of the names in order, each once; none to a user who may not see agents."""
         if Agent not in viewable(model_admin.admin_site, self.request):
-            return None
+            return ()
         # No index has the names alone: those of a tenant, or else of the newest agents.
         agents = Agent.objects.using(model_admin.alias).newest_first()
         tenant_id = self.request.GET.get("tenant_id")
@@ -115,7 +117,12 @@ class AgentNameFilter(TextFilter):
         names = agents.values_list("name", flat=True)
         # Agents of several tenants may have the same name.
         distinct = set(names[:NEWEST_AGENTS])
-        return sorted(distinct)
+        return sorted(distinct)[:SUGGESTIONS]
+
+
+class NameFilter(AgentFilter):
+    title = gettext_lazy("name")
+    parameter_name = column = "name"
 
 
 class ChoiceFilter(ColumnFilter):
@@ -211,16 +218,6 @@ class CheckFilter(ColumnFilter):
 class TenantFilter(TextFilter):
     title = gettext_lazy("tenant")
     parameter_name = column = "tenant_id"
-
-
-class AgentFilter(AgentNameFilter):
-    title = gettext_lazy("agent")
-    parameter_name = column = "agent_name"
-
-
-class NameFilter(AgentNameFilter):
-    title = gettext_lazy("name")
-    parameter_name = column = "name"
 
 
 class RunnerFilter(TextFilter):

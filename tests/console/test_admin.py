@@ -26,7 +26,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from agentdb import AgentDbError
-from agentdb.admin import actions, changelist
+from agentdb.admin import actions, changelist, filters
 from agentdb.admin import display as admin_display
 from agentdb.admin.changelist import Order
 from agentdb.console import display, questions
@@ -661,6 +661,7 @@ def test_nul_in_a_parameter_finds_nothing_and_breaks_nothing(
 
 def test_filters_offer_the_values_that_there_are(site: Site, superuser: User):
     fill(site.alias, 9, tenants=2)
+    Session.objects.using(site.alias).filter(pk="s0000").update(runner_id="")
 
     offered = site.get("agentdb/session/").offered
 
@@ -668,6 +669,7 @@ def test_filters_offer_the_values_that_there_are(site: Site, superuser: User):
     assert ("?tenant_id=t1", "t1") in offered
     assert ("?agent_name=agent-1", "agent-1") in offered
     assert ("?runner_id=runner-1", "runner-1") in offered
+    assert "" not in [text for _, text in offered]
     narrowed = site.get("agentdb/session/", tenant_id="t1").offered
     assert ("?status=active&tenant_id=t1", "active") in narrowed
     assert ("?agent_name=agent-6&tenant_id=t1", "agent-6") not in narrowed
@@ -707,6 +709,15 @@ def test_a_place_that_means_nothing_says_so(site: Site, superuser: User):
 
     assert "The link names an invalid position; this is the first page." in page.text
     assert ids(page) == ["s0000", "s0001", "s0002"]
+
+
+def test_filters_offer_a_few_names_of_agents(site: Site, superuser: User):
+    fill(site.alias, 20)
+
+    offered = [text for _, text in site.get("agentdb/agent/").offered]
+
+    names = sorted(f"agent-{number}" for number in range(20))
+    assert [text for text in offered if text in names] == names[: filters.SUGGESTIONS]
 
 
 def test_filters_offer_no_agents_to_a_user_who_may_not_see_them(site: Site):
@@ -1512,6 +1523,14 @@ def test_what_was_paused_is_resumed_as_it_was_from_the_audit_line(
         ),
         (
             '{"action": "pause", "before": {"s1": "ended"}}',
+            "This line does not say that sessions were paused: ",
+        ),
+        (
+            r'{"action": "pause", "before": {"a\u0000b": "active"}}',
+            "This line does not say that sessions were paused: ",
+        ),
+        (
+            r'{"action": "pause", "before": {"a\ud800b": "active"}}',
             "This line does not say that sessions were paused: ",
         ),
     ],
