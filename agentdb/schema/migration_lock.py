@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 
-from django.db import Error, OperationalError
+from django.db import Error, OperationalError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.faults import Fault, classify
@@ -126,7 +126,9 @@ def _take(
 def _session_lock(
     connection: BaseDatabaseWrapper, waiting: Callable[[], None]
 ) -> Iterator[None]:
-    _take(connection, f"advisory_lock({_ADVISORY_KEY})", waiting)
+    # The wait has no limit within a transaction, which the lock outlives.
+    with transaction.atomic(connection.alias):
+        _take(connection, f"advisory_lock({_ADVISORY_KEY})", waiting)
     try:
         yield
     finally:

@@ -243,10 +243,13 @@ def test_without_a_second_connection_the_lock_is_the_sessions_and_is_given_back(
         if is_taken:  # as a process of another version would, which knows this number
             key = int.from_bytes(b"agentdb", "big")
             other.execute("SELECT pg_advisory_lock(%s)", [key])
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = '100ms'")
 
         def waiting() -> None:
             waits.append("waiting")
-            other.execute("SELECT pg_advisory_unlock_all()")
+            release = "SELECT pg_advisory_unlock_all()"
+            threading.Timer(0.5, other.execute, [release]).start()
 
         with migration_lock(connection, waiting):
             held = other.execute(ADVISORY_LOCKS).fetchone()
