@@ -232,14 +232,24 @@ def left_log_concern(path: str | Path) -> str:
 
     SQLite deletes it when it makes a new file there, and with it the last commits of the database that was moved.
     """
-    for log in (f"{os.path.realpath(path)}{end}" for end in ("-wal", "-journal")):
-        with suppress(OSError):
+    log = filled_log(path)
+    if log is None:
+        return ""
+    return (
+        f"There is a file {log!r}, which belongs to a database that was here before and may hold its last commits. "
+        "Move it to where that database is, under its name, or delete it."
+    )
+
+
+def filled_log(path: str | Path) -> str | None:
+    """Return the log or the journal of the database at ``path`` that is not empty; None without one."""
+    # SQLite keeps them beside the target of a link.
+    real = os.path.realpath(path)
+    for log in (f"{real}-wal", f"{real}-journal"):
+        with suppress(OSError):  # a writer may have removed its journal this moment
             if os.path.getsize(log):
-                return (
-                    f"There is a file {log!r}, which belongs to a database that was here before and may hold its last "
-                    "commits. Move it to where that database is, under its name, or delete it."
-                )
-    return ""
+                return log
+    return None
 
 
 def version_concern(version: str) -> str:

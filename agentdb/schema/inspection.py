@@ -27,6 +27,7 @@ from agentdb.schema.queries import lifted_limits, run
 from agentdb.sqlite_files import (
     copy_file,
     encoding_concern,
+    filled_log,
     is_in_wal_mode,
     left_log_concern,
     read_header,
@@ -94,7 +95,8 @@ def unless_changed(look: Callable[[], R]) -> R:
 def _unchanged(path: Path) -> Iterator[None]:
     def state() -> tuple[int, int, bool]:
         found = path.stat()
-        return found.st_mtime_ns, found.st_size, Path(f"{path}-wal").exists()
+        has_log = os.path.exists(f"{os.path.realpath(path)}-wal")
+        return found.st_mtime_ns, found.st_size, has_log
 
     # An immutable database is read without locks, and nobody is kept from writing. If somebody did, what was read may
     # be of two moments, and an error may come of that.
@@ -203,15 +205,8 @@ def _size_if_cut_short(path: Path, header: bytes, size: int) -> int:
         page = 65536
     expected = page * int.from_bytes(header[28:32])
     # A log has the whole page, as after a power cut in a checkpoint; an empty one has none.
-    has_log = any(_has_bytes(f"{path}{end}") for end in ("-wal", "-journal"))
-    return expected if size < expected and size % page and not has_log else 0
-
-
-def _has_bytes(path: str) -> bool:
-    try:
-        return os.path.getsize(path) > 0
-    except OSError:
-        return False  # a writer may have removed its journal this moment
+    is_short = size < expected and size % page and not filled_log(path)
+    return expected if is_short else 0
 
 
 @contextmanager
@@ -239,16 +234,17 @@ def _reading(
         return connection
     settings[_INSPECTED] = path
     settings["OPTIONS"] = {key: options[key] for key in ("timeout",) if key in options}
-    mode = _read_only_mode(path)
-    opened = path
-    if mode == "mode=ro" and _has_hot_journal(path):
+    # SQLite keeps its log and its journal beside the target of a link.
+    opened = real = Path(os.path.realpath(path))
+    mode = _read_only_mode(real)
+    if mode == "mode=ro" and _has_hot_journal(real):
         # A process died in a transaction. Only a connection that writes can roll it back: do it in a copy.
         folder = stack.enter_context(temporary_folder())
         opened = Path(folder) / path.name
-        copy_file(path, opened)
-        shutil.copyfile(f"{path}-journal", f"{opened}-journal")
+        copy_file(real, opened)
+        shutil.copyfile(f"{real}-journal", f"{opened}-journal")
         mode = "mode=rw"
-    settings["NAME"] = f"file:{quote(str(opened.absolute()))}?{mode}"
+    settings["NAME"] = f"file:{quote(str(opened))}?{mode}"
     if "vfs=" in mode:
         # Keep the index of the write-ahead log in memory instead of in a -shm file.
         settings["OPTIONS"]["init_command"] = "PRAGMA locking_mode=EXCLUSIVE"
@@ -275,9 +271,7 @@ def _has_hot_journal(path: Path) -> bool:
     # roll back only if it may write.
     try:
         with closing(
-            sqlite3.connect(
-                f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=0
-            )
+            sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=0)
         ) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master")
     except sqlite3.OperationalError as error:

@@ -193,7 +193,7 @@ def _directory_lock(
         yield  # on Windows, SQLite's own write lock still makes each migration atomic
         return
     try:
-        folder = os.open(path.absolute().parent, os.O_RDONLY)
+        folder = os.open(os.path.dirname(os.path.realpath(path)), os.O_RDONLY)
     except OSError:
         yield  # opening the database will report what is wrong
         return

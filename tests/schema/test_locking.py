@@ -15,7 +15,7 @@ from django.core.management import call_command
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema.migration_lock import migration_lock
-from tests.helpers.legacy_databases import manage, opened, rows
+from tests.helpers.legacy_databases import manage, opened, rows, sqlite_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +59,25 @@ def hold(url: str) -> subprocess.Popen[str]:
 
 def test_the_lock_keeps_another_process_waiting_until_it_is_given_back(empty_url: str):
     with hold(empty_url) as holder, opened(empty_url) as connection:
+        waits: list[str] = []
+
+        def waiting() -> None:
+            waits.append("waiting")
+            assert holder.stdin is not None
+            holder.stdin.close()
+
+        with migration_lock(connection, waiting):
+            assert waits == ["waiting"]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_link_to_a_file_leads_to_its_lock(
+    empty_url: str, engine: str, tmp_path: Path
+):
+    link = tmp_path / "elsewhere" / "link.sqlite3"
+    link.parent.mkdir()
+    link.symlink_to(sqlite_path(empty_url))
+    with hold(empty_url) as holder, opened(f"sqlite:///{link}") as connection:
         waits: list[str] = []
 
         def waiting() -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -348,6 +349,18 @@ def test_a_file_and_its_folder_stay_as_they_were(tmp_path, journal, _migrated_sq
 
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["agentdb.sqlite3"]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_what_a_log_beside_the_target_of_a_link_holds_is_seen(url, engine, tmp_path):
+    link = tmp_path / "elsewhere" / "link.sqlite3"
+    link.parent.mkdir()
+    link.symlink_to(sqlite_path(url))
+    with closing(sqlite3.connect(sqlite_path(url), isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode=WAL")
+        other.execute("DROP INDEX idx_sessions_tenant")
+
+        assert verifydb(f"sqlite:///{link}").code == 1
 
 
 def test_what_another_process_has_only_in_its_write_ahead_log_is_seen(url, engine):

@@ -409,6 +409,9 @@ def test_the_header_of_a_file_says_whether_it_is_whole_and_can_be_read(
     log.write_bytes(b"x")
     if "is damaged" in said:
         inspection.check_sqlite_file(path)
+        link = tmp_path / "link.db"
+        link.symlink_to(path)
+        inspection.check_sqlite_file(link)
     else:
         with pytest.raises(DatabaseUnavailableError):
             inspection.check_sqlite_file(path)
