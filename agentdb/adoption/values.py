@@ -419,7 +419,7 @@ def duplicates(
     shared = f"SELECT {columns} FROM {source} GROUP BY {columns} HAVING count(*) > 1"
     found = f"FROM {source} WHERE ({columns}) IN ({shared})"
     [(total,)] = rows(connection, f"SELECT count(*) {found}")
-    first = rows(
+    first = _rows(
         connection,
         f"SELECT {quote_name(label)}, {columns} {found} ORDER BY 2, 1 LIMIT {SHOWN_ROWS}",
     )

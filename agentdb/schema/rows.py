@@ -177,14 +177,14 @@ def misspelt_timestamps(
         columns = [column.name for column in table.columns if column.type == "datetime"]
         for column in columns if table.kind == "table" else ():
             quoted = quote_name(column)
-            # The plus sign bypasses Django's converter, which cannot read everything.
+            # In hex, because bytes that are not UTF-8 cannot be fetched as text.
             [(number, example)] = rows(
                 connection,
-                f"SELECT count(*), min(+{quoted}) FROM {quote_name(table.name)}"
+                f"SELECT count(*), hex(CAST(min({quoted}) AS BLOB)) FROM {quote_name(table.name)}"
                 f" WHERE ({is_spelt_as_agentdb_does(quoted)}) IS NOT TRUE AND {quoted} IS NOT NULL",
             )
             if number:
-                found.append(Misspelt(name, column, number, str(example)))
+                found.append(Misspelt(name, column, number, _from_hex(example)))
     return found
 
 

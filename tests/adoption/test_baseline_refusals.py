@@ -221,6 +221,27 @@ def test_of_rows_that_share_a_key_the_first_twenty_are_shown_with_the_total(
     assert len(lines) == 21
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])  # which alone stores such texts
+def test_rows_that_share_a_key_which_is_not_utf8_are_named(
+    load_legacy: Load, engine: str
+):
+    message = refused(
+        load_legacy("dirty-duplicate-agents"),
+        "DELETE FROM agents",
+        *(
+            f"INSERT INTO agents (id, name, path) VALUES ('id{number}', CAST(x'ff' AS TEXT), '/')"
+            for number in range(2)
+        ),
+    )
+
+    assert [line for line in message.splitlines() if line.startswith("  ")] == [
+        "  table 'agents', id 'id0', column 'name': b'\\xff' is not valid UTF-8",
+        "  table 'agents', id 'id1', column 'name': b'\\xff' is not valid UTF-8",
+        "  table 'agents', id 'id0', column 'tenant_id, name': 'default', b'\\xff' is there more than once",
+        "  table 'agents', id 'id1', column 'tenant_id, name': 'default', b'\\xff' is there more than once",
+    ]
+
+
 def test_reasons_of_several_kinds_are_all_named(load_legacy: Load, engine: str):
     message = refused(
         load_legacy("dirty-duplicate-agents"),

@@ -601,18 +601,30 @@ def test_timestamps_that_an_old_server_goes_on_writing_are_found_and_put_right(
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize(
+    ("stored", "spelt", "reason"),
+    [
+        ("'yesterday'", "'yesterday'", "'yesterday' is in no known timestamp format"),
+        ("CAST(x'ff' AS TEXT)", "'\\\\xff'", "b'\\xff' is not valid UTF-8"),
+    ],
+)
 def test_a_text_in_a_timestamp_column_that_is_none_is_named_by_its_row(
-    url: str,
+    url: str, stored: str, spelt: str, reason: str
 ) -> None:
     with agentdb.connect(url) as db:
         db.insert_session("s1", "a", "sb")
-    change(url, "UPDATE sessions SET last_active_at = 'yesterday'")
+    change(url, f"UPDATE sessions SET last_active_at = {stored}")
 
-    assert verifydb(url).code == 1
+    verified = verifydb(url)
+    assert verified.code == 1
+    assert verified.lines[0].startswith(
+        "Column sessions.last_active_at holds 1 timestamp in another spelling than "
+        f"agentdb's, as {spelt}, which"
+    )
     refused = baselinedb(url, "--check")
     assert refused.code == 2
     assert refused.err.splitlines()[1:] == [
-        "  table 'sessions', id 's1', column 'last_active_at': 'yesterday' is in no known timestamp format"
+        f"  table 'sessions', id 's1', column 'last_active_at': {reason}"
     ]
 
 
