@@ -37,15 +37,15 @@ _ONLY_READ = ("check", "inspectdb", "showmigrations")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code. A ``CommandError`` and argument errors exit by themselves."""
+    """Run one command and return the exit code, unless the command ends the program itself."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Before anything opens a file or writes a character.
     occupy_closed_descriptors()
     write_any_character()
     try:
-        code = _answer(arguments)
+        _answer(arguments)
         _say("")
-        return code
+        return 0
     except AgentDbError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -63,37 +63,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _answer(arguments: list[str]) -> int:
+def _answer(arguments: list[str]) -> None:
     options = _take_options(arguments)
     if arguments[:1] in (["--version"], ["version"]):
-        return _say(f"{_versions()}\n")
+        _say(f"{_versions()}\n")
+        return
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         os.environ["DJANGO_COLORS"] = "nocolor"  # Django knows neither variable
     _configure(options, arguments)
     # Django reads the words to complete from the environment; docs/commands.md shows how to enable it.
     if "DJANGO_AUTO_COMPLETE" in os.environ:
-        return _execute([])
-    if not arguments or arguments in (["help"], ["--help"], ["-h"]):
-        return _say(_overview())
-    if options.quiet:
-        # Right behind the command: an action, as in "apikey list", has its own options.
-        arguments.insert(1, "--verbosity=0")
-    return _run(arguments)
+        _execute([])
+    elif not arguments or arguments in (["help"], ["--help"], ["-h"]):
+        _say(_overview())
+    else:
+        if options.quiet:
+            # Right behind the command: an action, as in "apikey list", has its own options.
+            arguments.insert(1, "--verbosity=0")
+        _run(arguments)
 
 
-def _say(text: str) -> int:
-    """Write the text to the end, and return the exit code."""
+def _say(text: str) -> None:
+    """Write the text to the end."""
     print(text, end="", flush=True)  # noqa: T201 (it flushes, too)
-    return 0
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> None:
     # Help needs neither a file nor a server.
     wants_help = arguments[0] == "help" or "-h" in arguments or "--help" in arguments
     if not wants_help and not os.environ.get(SETTINGS_VARIABLE):
         _look_first(arguments)
-    code = _execute(arguments)
-    return _say(_OPTIONS) if wants_help and not code else code
+    _execute(arguments)
+    if wants_help:
+        _say(_OPTIONS)
 
 
 def _take_options(arguments: list[str]) -> argparse.Namespace:
@@ -162,8 +164,8 @@ def _look_first(arguments: Sequence[str]) -> None:
         sys.stderr.write(f"{describe(connection)}.\n")
 
 
-def _execute(arguments: Sequence[str]) -> int:
-    """Run the command and return the exit code; says errors that Django's own commands do not handle."""
+def _execute(arguments: Sequence[str]) -> None:
+    """Run the command; says errors that Django's own commands do not handle."""
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
     from django.db import Error, connections
@@ -193,7 +195,6 @@ def _execute(arguments: Sequence[str]) -> int:
         raise AgentDbError(
             f"agentdb {arguments[0]}: the database refused: {reason}"
         ) from error
-    return 0
 
 
 def _versions() -> str:
@@ -204,10 +205,8 @@ def _versions() -> str:
 
 
 def _overview() -> str:
-    import django
     from django.core.management import get_commands, load_command_class
 
-    django.setup()  # get_commands() needs the installed apps
     names = [name for name, app in sorted(get_commands().items()) if app == "agentdb"]
     width = max(map(len, names))
     commands = ""
