@@ -52,15 +52,17 @@ def record(request: HttpRequest, entry: Entry, outcome: Outcome = "done") -> Non
     so that nothing happens unrecorded.
     """
     forget()  # shared results are out of date
-    line = {
-        "table": entry.rows[0]._meta.db_table if entry.rows else "",
-        "rows": len(entry.rows),
-        "ids": [row.pk for row in entry.rows],
-        "before": entry.before,
-        "after": entry.after,
-    }
-    user = request.user.get_username() or "anonymous"
-    _write(request, user, entry.action, outcome, line)
+    _write(
+        request,
+        request.user.get_username() or "anonymous",
+        entry.action,
+        outcome,
+        table=entry.rows[0]._meta.db_table if entry.rows else "",
+        rows=len(entry.rows),
+        ids=[row.pk for row in entry.rows],
+        before=entry.before,
+        after=entry.after,
+    )
 
 
 def refuse(request: HttpRequest, action: str) -> NoReturn:
@@ -77,7 +79,7 @@ def record_failed_login(
 ) -> None:
     """Record a failed login; receives Django's signal."""
     name = str(credentials.get("username", ""))
-    _write(request, name[:150], "log in", "refused", {})
+    _write(request, name[:150], "log in", "refused")
 
 
 def _write(
@@ -85,7 +87,7 @@ def _write(
     user: str,
     action: str,
     outcome: Outcome,
-    more: Mapping[str, Any],
+    **more: object,
 ) -> None:
     """Write a line to the file, if one is configured, and to the logger."""
     now = datetime.now(UTC)

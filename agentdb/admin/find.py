@@ -47,7 +47,7 @@ class Hit(NamedTuple):
     kind: str  # such as session, tenant or API key
     text: str
     url: str
-    is_exact: bool = False  # its name is the whole text
+    is_exact: bool  # its name is the whole text
 
 
 class Search(NamedTuple):
@@ -209,10 +209,9 @@ def find(
     if is_secret:
         text = ""
     # The lists of the rows that have the text in any column.
-    containing = []
-    if text:
-        for model in allowed:
-            containing.append((heading_of(model), list_url(site, model, q=text)))
+    containing = [
+        (heading_of(model), list_url(site, model, q=text)) for model in allowed if text
+    ]
     return page(
         model_admin,
         request,

@@ -119,7 +119,7 @@ def sessions_link(site: AdminSite, agent: Any) -> SafeString:
     """Return the link to the sessions of an agent of a list; only the word if the user may not see sessions."""
     url = ""
     if Session in agent.allowed:
-        url = list_url(site, Session, tenant_id=agent.tenant_id, agent_name=agent.name)
+        url = list_url(site, Session, **_named_by(agent))
     return link(url, gettext("sessions"))
 
 
@@ -172,8 +172,8 @@ def about(site: AdminSite, row: Any, alias: str) -> dict[str, Any]:
     return shown
 
 
-def _named_by(row: Any) -> dict[str, str] | None:
-    """Return the columns of the sessions that name this agent or sandbox; None for other rows."""
+def _named_by(row: Any) -> dict[str, str]:
+    """Return the columns of the sessions that name this agent or sandbox; none for other rows."""
     if isinstance(row, Agent):
         return {
             "tenant_id": row.tenant_id,
@@ -181,7 +181,7 @@ def _named_by(row: Any) -> dict[str, str] | None:
         }
     if isinstance(row, Sandbox):
         return {"sandbox_id": row.pk}
-    return None
+    return {}
 
 
 def stored(row: Model) -> list[tuple[str, SafeString | str]]:

@@ -279,10 +279,6 @@ class Check(NamedTuple):
             rows = rows.exclude(runner_id__in=fleet.silent_runners)
         return rows
 
-    def find(self, fleet: Fleet) -> Finding:
-        """Return what the overview says of it."""
-        return self.find_in(self, fleet)
-
     def found(
         self,
         count: int,

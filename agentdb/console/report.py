@@ -126,7 +126,7 @@ def examine(budget: Budget) -> Report:
     fleet = Fleet(connection.alias)
     report.runners = budget.ask(lambda: fleet.runners)
     for check in checks():
-        answer = budget.ask(partial(check.find, fleet))
+        answer = budget.ask(partial(check.find_in, check, fleet))
         found = answer.value or Finding(check.code, check.title, problem=answer.problem)
         report.findings.append(found)
     report.findings += _findings_beside_rows(budget, report.schema)

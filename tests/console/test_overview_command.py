@@ -258,7 +258,7 @@ def test_rows_of_a_check_are_counted_up_to_a_limit(
 def _finding(site: Site, code: str) -> Finding:
     check = check_of(code)
     assert check is not None
-    return check.find(Fleet(site.alias))
+    return check.find_in(check, Fleet(site.alias))
 
 
 LIMITS: list[tuple[str, int, list[bool], dict[str, Any]]] = [
