@@ -93,10 +93,12 @@ def unless_changed(look: Callable[[], R]) -> R:
 
 @contextmanager
 def _unchanged(path: Path) -> Iterator[None]:
-    def state() -> tuple[int, int, bool]:
-        found = path.stat()
-        has_log = os.path.exists(f"{os.path.realpath(path)}-wal")
-        return found.st_mtime_ns, found.st_size, has_log
+    def state() -> tuple[int, int, bool] | None:
+        with suppress(FileNotFoundError):
+            found = path.stat()
+            has_log = os.path.exists(f"{os.path.realpath(path)}-wal")
+            return found.st_mtime_ns, found.st_size, has_log
+        return None
 
     # An immutable database is read without locks, and nobody is kept from writing. If somebody did, what was read may
     # be of two moments, and an error may come of that.
@@ -286,10 +288,10 @@ def _read_only_mode(path: Path) -> str:
     """
     # A -shm file means that a process has the file open, or was killed. Its locks count, and the file is there already.
     uses_wal = is_in_wal_mode(path)
-    log, index = Path(f"{path}-wal"), Path(f"{path}-shm")
+    index = Path(f"{path}-shm")
     if not uses_wal or index.exists() or os.name != "posix":
         return "mode=ro"
-    if log.exists() and log.stat().st_size:
+    if filled_log(path) == f"{path}-wal":
         return "mode=ro&vfs=unix-none"  # left by a dead process: a live one would have a -shm file
     # Without a log the file is complete. Immutable means without locks: whether somebody wrote is found out afterwards.
     return "mode=ro&immutable=1"

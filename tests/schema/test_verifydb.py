@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connections
 
 import agentdb
-from agentdb.schema.inspection import inspecting
+from agentdb.schema.inspection import ChangedMeanwhileError, inspecting
 from agentdb.schema.migration_record import migration_names
 from tests.helpers.baseline_runs import baselinedb
 from tests.helpers.legacy_databases import manage, opened, rows, sqlite_path
@@ -349,6 +350,18 @@ def test_a_file_and_its_folder_stay_as_they_were(tmp_path, journal, _migrated_sq
 
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["agentdb.sqlite3"]
+
+
+def test_a_file_that_goes_while_it_is_read_is_not_taken_for_read(
+    _migrated_sqlite, tmp_path
+):
+    path = shutil.copyfile(_migrated_sqlite, tmp_path / "agentdb.sqlite3")
+    with (
+        opened(f"sqlite:///{path}") as configured,
+        pytest.raises(ChangedMeanwhileError),
+        inspecting(configured.alias),
+    ):
+        path.unlink()
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
