@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit
 
 import psycopg
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 from django.db.utils import ConnectionHandler
 
 import agentdb
@@ -877,6 +877,32 @@ def test_dead_connections_of_a_hosts_pool_go_back_to_it(
                 ]
             )
     assert make_agent(db).version == 5
+
+
+@pytest.mark.parametrize("owner", ["db", "host"])
+def test_a_hosts_pool_takes_back_once_what_a_transaction_has_lost(
+    hosts: MakeHosts, postgres_url_migrated: str, owner: str
+) -> None:
+    """Twice, and the pool would open two others in its place, and have more in the end than it may."""
+    db = DjangoDb(alias := hosts({"min_size": 1, "max_size": 2, "timeout": 60}))
+
+    def lose(inside: Db) -> None:
+        make_agent(inside)
+        kill_connections(postgres_url_migrated)
+        with pytest.raises(DatabaseUnavailableError):
+            make_agent(inside)
+
+    for _ in range(3):
+        if owner == "host":
+            with transaction.atomic(alias):
+                lose(db)
+        else:
+            with pytest.raises(DatabaseUnavailableError):
+                db.run_transaction(lose)
+        make_agent(db)
+        connections[alias].close()
+
+    assert_nothing_taken(alias, postgres_url_migrated)
 
 
 POOLS = pytest.mark.parametrize(

@@ -350,6 +350,9 @@ class Slot:
     def leave_block(self) -> None:
         """Tell Django that no transaction is open. Plain assignments, which no asynchronous exception can separate."""
         wrapper = self.wrapper
+        if wrapper.closed_in_transaction:
+            # As Django does at the end of its own: the connection was discarded, and a pool takes it back only once.
+            self._connection = wrapper.connection = None
         wrapper.in_atomic_block = False
         wrapper.autocommit = True
         wrapper.needs_rollback = False
@@ -364,8 +367,6 @@ class Slot:
         if raw is None:
             return
         if wrapper.in_atomic_block:
-            # Django opens a new connection after the transaction has ended, not in the middle of it.
-            wrapper.closed_in_transaction = True
             wrapper.needs_rollback = True
         # Ours also cancels a running statement, which would otherwise hold its locks until the server notices.
         closable = self.current() or raw
@@ -375,8 +376,11 @@ class Slot:
         pool = getattr(wrapper, "pool", None)
         if pool is not None:
             pool.putconn(raw)
-        if not wrapper.in_atomic_block:
-            # Last, so that an interrupted close is found here and repeated.
+        # Last, so that an interrupted close is found here and repeated.
+        if wrapper.in_atomic_block:
+            # Django opens a new connection after the transaction has ended, not in the middle of it.
+            wrapper.closed_in_transaction = True
+        else:
             self._connection = None
             wrapper.connection = None
 
