@@ -333,7 +333,8 @@ class PostgresConnection(Connection):
         self._notices.not_replicated = False  # by what the program itself ran
         with self.limited():
             cursor.execute(sql, params)
-        self._refuse_unreplicated()
+        if self._notices.not_replicated:
+            self._refuse_unreplicated()
         return cursor
 
     def begin(self) -> None:
@@ -346,7 +347,8 @@ class PostgresConnection(Connection):
         self._notices.not_replicated = False  # by what the program itself ran
         with self.limited():
             super().commit()
-        self._refuse_unreplicated()
+        if self._notices.not_replicated:
+            self._refuse_unreplicated()
 
     def roll_back(self) -> None:
         with self.limited():
@@ -364,10 +366,9 @@ class PostgresConnection(Connection):
         return limit
 
     def _refuse_unreplicated(self) -> None:
-        if self._notices.not_replicated:
-            raise NotReplicated(
-                "the primary has stored it, and its synchronous standby did not say that it has"
-            )
+        raise NotReplicated(
+            "the primary has stored it, and its synchronous standby did not say that it has"
+        )
 
     def is_at_hand(self, *, writing: bool) -> bool:
         # libpq knows the state of the session without asking; one poll() shows whether the server has hung up since.
