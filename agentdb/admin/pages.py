@@ -248,7 +248,7 @@ _SPANS = {
 
 
 def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str | None:
-    """Return the list of the group's rows; None if no list has a filter for them."""
+    """Return the list of the group's rows; None if no list has a filter for them, or their time cannot be read."""
     # A link with an empty value would lead to all rows.
     if not group.value or grouping.by == "session_status":
         return None
@@ -272,8 +272,11 @@ def _group_url(site: AdminSite, grouping: Grouping, group: Grouped) -> str | Non
         query[grouping.by] = group.value
     else:
         # An hour or a day is a shorter period, within the one asked for.
-        begin = datetime.fromisoformat(group.value)
-        query |= overview.period_query(begin, span)
+        try:
+            begin = datetime.fromisoformat(group.value)
+            query |= overview.period_query(begin, span)
+        except (ValueError, OverflowError):  # such as infinity
+            return None
     return list_url(site, grouping.model, **query)
 
 

@@ -175,6 +175,25 @@ def test_pages_pass_a_row_whose_place_cannot_be_read(
     ]
 
 
+@pytest.mark.parametrize("by", ["hour", "day"])
+@pytest.mark.parametrize("is_readable", [False, True])
+def test_sums_by_time_show_a_group_whose_time_has_no_list(
+    site: Site, superuser: User, by: str, is_readable: bool
+):
+    fill(site.alias, 2)
+    stored = BAD_VALUES[connections[site.alias].vendor][0][1]
+    if is_readable:
+        stored = "'9999-12-31 23:30:00'"  # its hour and day end in the year 10000
+    execute(site, f"UPDATE sessions SET created_at = {stored} WHERE id = 's0001'")
+
+    page = site.get("agentdb/session/groups/", by=by)
+
+    assert page.status == 200
+    assert "2 sessions" in page.text
+    # The other group has one.
+    assert len([url for url, _ in page.links if "session/?from=" in url]) == 1
+
+
 @pytest.mark.usefixtures("atomic_or_not")
 def test_a_list_shows_what_a_table_that_lacks_a_column_has(
     site: Site, superuser: User, caplog: pytest.LogCaptureFixture
