@@ -135,5 +135,6 @@ def occupy_closed_descriptors() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)  # runadmin becomes another program
     os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0)
     sys.stdout = sys.stdout or Closed()
     sys.stderr = sys.stderr or Closed()

@@ -139,6 +139,22 @@ def test_django_s_commands_and_help_do_without_standard_output(migrated: Path):
         assert (finished.returncode, finished.stderr) == (0, ""), words
 
 
+def test_commands_that_read_standard_input_do_without_it(migrated: Path):
+    with agentdb.connect(f"sqlite:///{migrated}/agentdb.sqlite3") as db:
+        db.upsert_agent("a", "/a")
+
+    found = shell(migrated, "$agentdb apikey find <&-")
+    dropped = shell(migrated, "$agentdb migrate agentdb zero <&-")
+    typed = shell(migrated, "$agentdb shell <&-")
+
+    assert found.returncode == 1
+    assert found.stderr.endswith("No API key is stored that this one opens.\n")
+    assert dropped.returncode == 1
+    assert "Nothing was changed." in dropped.stderr
+    assert "Traceback" not in typed.stderr
+    assert typed.returncode == 0
+
+
 def test_an_overview_of_a_file_that_is_not_there_says_so_once(tmp_path: Path):
     finished = shell(tmp_path, "$agentdb overview")
 
