@@ -117,19 +117,19 @@ class _TableDiff:
         self.live = live
         self.names = names
         self.ours = {column.name for column in expected.columns}
-        self.missing = [
+        missing = [
             column for column in expected.columns if live.column(column.name) is None
         ]
         self.extra = [column for column in live.columns if column.name not in self.ours]
-        self.renamed = _renamed(self.missing, self.extra)
-        recollated = [
-            column
+        self.renamed = _renamed(missing, self.extra)
+        told = [
+            column.name
             for column in expected.columns
-            if (found := live.column(column.name))
-            and found.collation != column.collation
+            if (found := live.column(column.name)) is None
+            or found.collation != column.collation
         ]
-        told = {column.name for column in (*self.missing, *recollated)}
-        self.told = told.union(self.renamed.values())
+        # As names_in() returns them.
+        self.told = {name.lower() for name in (*told, *self.renamed.values())}
 
     def differences(self) -> list[Difference]:
         if self.live.kind != self.expected.kind:
@@ -216,7 +216,7 @@ class _TableDiff:
 
     def _extra_columns(self) -> Iterator[Difference]:
         for column in self.extra:
-            if column.name in self.told:
+            if column.name in self.renamed.values():
                 continue
             text = _column_text(column)
             title = f"Column {self.table}.{column.name} ({text})"
@@ -361,7 +361,7 @@ def reads_ours(check: Check, live: Table, ours: Collection[str]) -> bool:
     read = names_in(check.expression)
     if not read.isdisjoint(ours):
         return True
-    return any(column.generated and column.name in read for column in live.columns)
+    return any(each.generated and each.name.lower() in read for each in live.columns)
 
 
 def _renamed(missing: list[Column], extra: list[Column]) -> dict[str, str]:

@@ -463,6 +463,24 @@ def test_a_renamed_column_and_an_index_lost_with_it_are_one_line(database):
     ]
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_column_with_capitals_takes_its_keys_and_checks_along(database):
+    with undone(database):
+        database.execute('ALTER TABLE sandboxes RENAME COLUMN session_id TO "heldBy"')
+        renamed = [one.message for one in differences(database)]
+        database.execute(
+            'ALTER TABLE sandboxes RENAME COLUMN "heldBy" TO session_id',
+            """ALTER TABLE sandboxes ADD COLUMN "isGone" text GENERATED ALWAYS AS (state) STORED
+               CONSTRAINT living CHECK ("isGone" <> 'gone')""",
+        )
+        checked = [one for one in differences(database) if one.object == "living"]
+
+    assert renamed == [
+        "Column sandboxes.session_id is missing (column heldBy is defined like it: was it renamed?)."
+    ]
+    assert [one.severity for one in checked] == ["drift"]
+
+
 def test_of_two_indexes_that_do_the_same_one_is_renamed_and_the_other_additional(
     database,
 ):
