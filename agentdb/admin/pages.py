@@ -302,7 +302,7 @@ def what_changed(
     except ValueError as error:
         mistake = str(error)
     else:
-        asked = partial(changes, alias, since)
+        asked = partial(changes, alias, since, problems)
         answer = ask(connections[alias], asked, problems, SUM_SECONDS)
         found = answer.value or []
     return page(

@@ -23,6 +23,8 @@ from django.utils.translation import gettext, gettext_lazy
 
 from agentdb.console.display import percent
 from agentdb.console.figures import Begin
+from agentdb.console.questions import Problem
+from agentdb.console.reading import is_unreadable, read
 from agentdb.inputs import age
 from agentdb.interface import SessionStatus
 from agentdb.models import Agent, ApiKey, Sandbox, Session
@@ -211,9 +213,10 @@ _WRITTEN: tuple[tuple[type[Model], str, Any], ...] = (
 )
 
 
-def changes(alias: str, since: datetime) -> list[Change]:
+def changes(alias: str, since: datetime, problems: list[Problem]) -> list[Change]:
     """Return what was written since, the latest first, across the tables.
 
+    A row whose time cannot be read has no place in this order; ``problems`` gets a sentence that names it.
     At most ``MOST_CHANGES``, and sessions only among the ``SAMPLE`` newest: no index orders them by their last
     activity, and a million take seconds to sort.
     """
@@ -225,10 +228,15 @@ def changes(alias: str, since: datetime) -> list[Change]:
             # The subquery is read once, by the index on creation; the filter on time then sees only its rows.
             newest = written.newest_first().values("pk")[:SAMPLE]
             rows = rows.filter(pk__in=Subquery(newest))
-        for row in rows.order_by(f"-{at}")[:MOST_CHANGES]:
+        latest = rows.order_by(f"-{at}")[:MOST_CHANGES]
+        for row in read(latest, problems):
+            written_at = getattr(row, at)
+            if is_unreadable(written_at):
+                continue
             said = str(what)
-            if model is Session and row.created_at >= since:
+            is_known = model is Session and not is_unreadable(row.created_at)
+            if is_known and row.created_at >= since:
                 said = gettext("opened")
-            found.append(Change(getattr(row, at), said, row))
+            found.append(Change(written_at, said, row))
     found.sort(key=lambda change: change.at, reverse=True)
     return found[:MOST_CHANGES]

@@ -175,6 +175,28 @@ def test_pages_pass_a_row_whose_place_cannot_be_read(
     ]
 
 
+def test_what_changed_is_told_beside_a_row_that_cannot_be_read(
+    site: Site, superuser: User
+):
+    fill(site.alias, 3)
+    stored = BAD_VALUES[connections[site.alias].vendor][0][1]
+    execute(
+        site,
+        f"UPDATE sessions SET created_at = {stored} WHERE id = 's0001'",
+        f"UPDATE sessions SET last_active_at = {stored} WHERE id = 's0002'",
+    )
+
+    page = site.get("agentdb/session/changes/")
+
+    assert page.status == 200
+    assert "Row 's0001' of sessions has created_at = " in page.text
+    assert "Row 's0002' of sessions has last_active_at = " in page.text
+    found = {text for _, text in page.links}
+    # The time of the other one's last write is not known.
+    assert {"s0000", "s0001", "b0000", "a0000", "k0000"} <= found
+    assert "s0002" not in found
+
+
 @pytest.mark.parametrize("by", ["hour", "day"])
 @pytest.mark.parametrize("is_readable", [False, True])
 def test_sums_by_time_show_a_group_whose_time_has_no_list(

@@ -247,7 +247,7 @@ def test_what_changed_is_told_across_the_tables_the_latest_first(
     sandbox(site, "b1", "running", None)
     site.db.upsert_agent("bot", "/a")
 
-    found = changes(site.alias, timezone.now() - timedelta(minutes=10))
+    found = changes(site.alias, timezone.now() - timedelta(minutes=10), [])
 
     assert [(each.what, str(each.row.pk)) for each in found[1:]] == [
         ("used", "b1"),
