@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,10 @@ def check_adoption(
         # The old server ran on these two only.
         may_be_old = connection.vendor in ("sqlite", "postgresql")
         if not may_be_old or not router.allow_migrate(alias, "agentdb"):
+            continue
+        path = sqlite_path(connection)
+        # SQLite would create the file, and delete the log of one that was moved away.
+        if path and not os.path.exists(path):
             continue
         try:
             shape = unadopted(connection)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from django.conf import settings
@@ -81,6 +82,7 @@ def test_tables_that_another_process_migrates_meanwhile_are_not_an_old_server_s(
         return recognise(connection)
 
     with opened(empty_url) as connection:
+        rows(connection, "SELECT 1")  # makes the SQLite file, which a look does not
         monkeypatch.setattr(shapes, "recognise", after_a_migration)
         assert not look(connection)
         assert shapes.recognise is recognise  # the migration came in between
@@ -121,6 +123,16 @@ def test_e001_leaves_a_database_that_cannot_be_read_to_whoever_uses_it(
 ):
     with opened(load_legacy("dirty-not-a-database")) as connection:
         assert check_adoption(databases=[connection.alias]) == []
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_e001_creates_no_file_and_deletes_no_log(engine: str, tmp_path: Path):
+    log = tmp_path / "moved.db-wal"
+    log.write_bytes(b"what was stored last")
+    with opened(f"sqlite:///{tmp_path}/moved.db") as connection:
+        assert check_adoption(databases=[connection.alias]) == []
+
+    assert [file.name for file in tmp_path.iterdir()] == [log.name]
 
 
 def test_a_table_of_the_same_name_in_another_app_s_database_is_looked_at_only_where_agentdb_may_migrate(
