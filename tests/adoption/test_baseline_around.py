@@ -274,6 +274,10 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "check of an own column against ours": (
         "ALTER TABLE sessions ADD COLUMN own TEXT CHECK (own <> status)",
     ),
+    "check of an own column against a generated one": (
+        "ALTER TABLE sessions ADD COLUMN loud TEXT AS (upper(status)) VIRTUAL",
+        "ALTER TABLE sessions ADD COLUMN own TEXT CHECK (own <> loud)",
+    ),
     "own column with a collation": (
         "ALTER TABLE sessions ADD COLUMN own TEXT COLLATE NOCASE DEFAULT 'x'",
     ),
