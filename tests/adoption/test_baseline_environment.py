@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -918,6 +919,31 @@ def test_a_file_that_may_not_grow_is_left_as_it_was(load_legacy: Load, engine: s
             ". Free some space and try again. Nothing was changed."
         )
         assert rows(connection, "SELECT * FROM sqlite_master ORDER BY name") == before
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_write_that_fails_in_the_middle_is_what_is_said(
+    load_legacy: Load, engine: str
+):
+    url = load_legacy("era-b")
+    with opened(url) as connection:
+        rows(connection, "PRAGMA journal_mode = DELETE")
+    before = snapshot(url)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    # Of the journal, which gets every page before it changes. SQLite then rolls back by itself, and Django's next
+    # query finds a transaction that is broken.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, limits[1]))
+    try:
+        run = baselinedb(url, "--no-backup")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert run.code == 2
+    assert run.err == (
+        f"The database file '{sqlite_path(url)}' cannot be used: disk I/O error. Nothing was changed."
+    )
+    assert snapshot(url) == before
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
