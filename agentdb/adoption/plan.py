@@ -127,7 +127,7 @@ def _refusals(
         )
     if unusable.total:
         yield Refusal.unconvertible(unusable)
-    if not (is_done or shape.problems):
+    if not shape.problems:
         yield from _duplicates(connection, shape.tables, wanted)
 
 

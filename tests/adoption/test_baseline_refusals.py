@@ -271,6 +271,20 @@ def test_a_column_of_ours_that_is_generated_is_refused(load_legacy: Load, engine
     )
 
 
+def test_rows_are_not_compared_where_a_column_does_not_hold_them(
+    load_legacy: Load, engine: str
+):
+    message = refused(
+        load_legacy("dirty-duplicate-agents"),
+        "ALTER TABLE agents DROP COLUMN path",
+        "ALTER TABLE agents ADD COLUMN path date",
+    )
+
+    assert message == (
+        "Column 'path' of table 'agents' has the type date, which does not hold what agentdb needs: text."
+    )
+
+
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_what_would_make_an_adoption_fail_does_not_matter_where_nothing_is_to_do(
     url: str, engine: str
