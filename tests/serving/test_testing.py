@@ -49,6 +49,19 @@ def test_memorydb_takes_the_time_from_the_test() -> None:
     assert db.get_session("s1").last_active_at == instant()
 
 
+def test_memorydb_refuses_to_prune_a_table_that_it_does_not_have() -> None:
+    """As the engines do, instead of passing over it."""
+    with MemoryDb(clock=instant) as db:
+        make_session(db)
+        db.update_session_status("s1", "ended")
+        with pytest.raises(
+            InvalidInputError,
+            match=r"^No table 'messages' has a column 'session_id'\.$",
+        ):
+            db.prune_sessions(instant(1), 1, also=["messages"])
+        assert db.get_session("s1") is not None
+
+
 async def _coroutine(db: Db) -> None:
     make_session(db)
 
