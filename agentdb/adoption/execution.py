@@ -18,7 +18,6 @@ from typing import NamedTuple
 from django.db import DatabaseError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
-from django.db.utils import load_backend
 
 from agentdb.adoption.change import change_of
 from agentdb.adoption.obstacles import (
@@ -356,12 +355,10 @@ def _rehearse(connection: BaseDatabaseWrapper, findings: Findings) -> None:
 
 @contextmanager
 def _copy_in_memory(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWrapper]:
-    settings = {**connection.settings_dict, "NAME": ":memory:", "OPTIONS": {}}
-    copy: BaseDatabaseWrapper = load_backend(settings["ENGINE"]).DatabaseWrapper(
-        settings, _ALIAS
-    )
+    copy = connection.copy(_ALIAS)
+    copy.settings_dict |= {"NAME": ":memory:", "OPTIONS": {}}
     # atomic() and the schema editor find a connection by its alias, so it needs one for as long as the block runs.
-    connections.settings[_ALIAS], connections[_ALIAS] = settings, copy
+    connections.settings[_ALIAS], connections[_ALIAS] = copy.settings_dict, copy
     try:
         copy.disable_constraint_checking()
         yield copy
