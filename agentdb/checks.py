@@ -43,18 +43,9 @@ def check_adoption(
     from agentdb.adoption.shapes import unadopted
 
     errors: list[CheckMessage] = []
-    for alias in databases or ():
-        connection = connections[alias]
-        # The old server ran on these two only.
-        may_be_old = connection.vendor in ("sqlite", "postgresql")
-        if not may_be_old or not router.allow_migrate(alias, "agentdb"):
-            continue
-        path = sqlite_path(connection)
-        # SQLite would create the file, and delete the log of one that was moved away.
-        if path and not os.path.exists(path):
-            continue
+    for alias in filter(_may_be_old, databases or ()):
         try:
-            shape = unadopted(connection)
+            shape = unadopted(connections[alias])
         except DatabaseError:
             continue  # the command that uses the database explains it better
         if shape is not None and shape.tables:
@@ -66,6 +57,17 @@ def check_adoption(
                 )
             )
     return errors
+
+
+def _may_be_old(alias: str) -> bool:
+    connection = connections[alias]
+    # The old server ran on these two only.
+    if connection.vendor not in ("sqlite", "postgresql"):
+        return False
+    path = sqlite_path(connection)
+    # SQLite would create the file, and delete the log of one that was moved away.
+    is_there = path is None or os.path.exists(path)
+    return is_there and router.allow_migrate(alias, "agentdb")
 
 
 @register(Tags.database)
