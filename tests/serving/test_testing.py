@@ -96,6 +96,23 @@ def test_memorydb_refuses_functions_that_are_not_plain_and_undoes_them(
         assert db.list_sessions() == []
 
 
+@pytest.mark.parametrize("fn", [_coroutine, _generator])
+def test_memorydb_refuses_such_a_function_before_it_is_asked_whether_it_is_open(
+    fn: Callable[[Db], Any],
+) -> None:
+    """As every other argument, and as the engines do."""
+    db = MemoryDb()
+    db.close()
+
+    with pytest.raises(InvalidInputError):
+        db.run_transaction(fn)
+
+
+def test_memorydb_says_what_it_is() -> None:
+    with MemoryDb() as db:
+        assert db.health().place == db.describe() == "a MemoryDb"
+
+
 def test_memorydb_imports_no_django(tmp_path: Path) -> None:
     code = "import sys, agentdb.testing; agentdb.testing.MemoryDb().list_agents(); print('django' in sys.modules)"
 
