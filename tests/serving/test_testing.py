@@ -8,12 +8,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentdb import AgentDbError, Db, DjangoDb, InvalidInputError
+from agentdb import (
+    AgentDbError,
+    DatabaseClosedError,
+    Db,
+    DjangoDb,
+    InvalidInputError,
+)
 from agentdb.testing import MemoryDb
 from tests.helpers.factories import execute, instant, make_session
 from tests.project.test_import import run_python
@@ -231,3 +238,32 @@ def test_a_thread_that_a_function_starts_may_not_use_its_transaction() -> None:
     assert refused[0].startswith(
         "A transaction belongs to the thread that runs it, and this call comes from another."
     )
+
+
+def test_a_call_that_waits_while_the_db_is_closed_is_refused() -> None:
+    db: Any = MemoryDb()
+    lock, asked = db._lock, threading.Event()
+
+    class Announced:
+        def __enter__(self) -> None:
+            asked.set()
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    db._lock = Announced()
+    waiting: list[Future[object]] = []
+
+    def fn(tx: Db) -> None:
+        asked.clear()
+        waiting.append(threads.submit(db.list_agents))
+        # It has seen that the Db is open, and waits for the end of this transaction.
+        asked.wait()
+        tx.close()
+
+    with ThreadPoolExecutor(1) as threads:
+        with pytest.raises(DatabaseClosedError):
+            db.run_transaction(fn)
+        with pytest.raises(DatabaseClosedError):
+            waiting[0].result()
