@@ -22,7 +22,7 @@ from agentdb import inputs
 from agentdb.admin.audit import Entry, log_in_project, record, refuse
 from agentdb.admin.display import name_of, page
 from agentdb.console.questions import ask
-from agentdb.console.reading import read
+from agentdb.console.reading import is_unreadable, read, read_stored
 from agentdb.errors import AgentDbError
 from agentdb.interface import Db, SandboxState, SessionStatus
 from agentdb.models import Session
@@ -230,17 +230,21 @@ class Action:
             found = self._changed_of(own.filter(pk__in=ids))
             if self is DELETE_SANDBOX and request.POST.get("sure") != "1":
                 found = found.exclude(_ENDANGERED)
-            changed = [row for row in found if self.act(db, row.pk)]
+            # As stored: no value that cannot be read may keep a key from being revoked.
+            changed = [row for row in read_stored(found) if self.act(db, row.pk)]
             if own.model is Session:
                 # An operator's write is not a sign of life, but the Db sets last_active_at with every status. The rows
-                # were read in this transaction, so this writes back what it was.
+                # were read in this transaction, so this writes back what it was, if that is a time.
+                timed = [
+                    row for row in changed if not is_unreadable(row.last_active_at)
+                ]
                 # A project's own queryset may leave out what is paused.
                 sessions = Session.objects.using(alias)
-                sessions.bulk_update(changed, ["last_active_at"])
+                sessions.bulk_update(timed, ["last_active_at"])
             before = self._values(changed)
             written = own.filter(pk__in=list(before))
             # A row that was deleted is None.
-            after = dict.fromkeys(before) | self._values(written)
+            after = dict.fromkeys(before) | self._values(read_stored(written))
             entry = Entry(self.verb, changed, before, after)
             # Inside the transaction: if the line cannot be written, nothing happens.
             if changed:

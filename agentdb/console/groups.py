@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, time, timedelta
 from types import MappingProxyType
@@ -213,8 +213,13 @@ _WRITTEN: tuple[tuple[type[Model], str, Any], ...] = (
 )
 
 
-def changes(alias: str, since: datetime, problems: list[Problem]) -> list[Change]:
-    """Return what was written since, the latest first, across the tables.
+def changes(
+    alias: str,
+    since: datetime,
+    tables: Collection[type[Model]],
+    problems: list[Problem],
+) -> list[Change]:
+    """Return what was written since, the latest first, across those of the tables.
 
     A row whose time cannot be read has no place in this order; ``problems`` gets a sentence that names it.
     At most ``MOST_CHANGES``, and sessions only among the ``SAMPLE`` newest: no index orders them by their last
@@ -222,6 +227,8 @@ def changes(alias: str, since: datetime, problems: list[Problem]) -> list[Change
     """
     found = []
     for model, at, what in _WRITTEN:
+        if model not in tables:
+            continue
         written: Any = model._default_manager.using(alias)
         rows = written.filter(**{f"{at}__gte": since})
         if model is Session:

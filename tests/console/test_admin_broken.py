@@ -29,7 +29,7 @@ from agentdb.console.questions import Budget, Problem
 from agentdb.console.report import examine
 from agentdb.models import Agent, ApiKey, Sandbox, Session
 from agentdb.schema.inspection import sqlite_path
-from tests.helpers.admin_fixtures import Page, Site, fill
+from tests.helpers.admin_fixtures import Page, Site, audited, fill
 from tests.helpers.moments import wait_until
 
 # Values that Python cannot hold: the column, what is stored in it, and how the pages name it.
@@ -195,6 +195,54 @@ def test_what_changed_is_told_beside_a_row_that_cannot_be_read(
     # The time of the other one's last write is not known.
     assert {"s0000", "s0001", "b0000", "a0000", "k0000"} <= found
     assert "s0002" not in found
+    # Not to a user who may not see the table.
+    site.log_in(site.make_user("narrow", "view_agent", "view_session"))
+    execute(site, f"UPDATE agents SET updated_at = {stored} WHERE id = 'a0001'")
+    execute(site, f"UPDATE sandboxes SET last_used_at = {stored} WHERE id = 'b0001'")
+    narrow = site.get("agentdb/session/changes/")
+    assert "Row 'a0001' of agents has updated_at = " in narrow.text
+    assert "of sandboxes" not in narrow.text
+    assert "b0000" not in {text for _, text in narrow.links}
+
+
+@pytest.mark.usefixtures("atomic_or_not")
+def test_an_action_changes_a_row_whose_time_cannot_be_read_like_any_other(
+    site: Site, superuser: User, caplog: pytest.LogCaptureFixture
+):
+    fill(site.alias, 6)
+    stored = BAD_VALUES[connections[site.alias].vendor][0][1]
+    execute(
+        site,
+        f"UPDATE sessions SET created_at = {stored} WHERE id = 's0000'",
+        f"UPDATE sessions SET last_active_at = {stored} WHERE id = 's0001'",
+        f"UPDATE sandboxes SET last_used_at = {stored} WHERE id IN ('b0001', 'b0002')",
+        f"UPDATE api_keys SET created_at = {stored} WHERE id = 'k0001'",
+    )
+    sessions = Session.objects.using(site.alias)
+    active = dict(sessions.exclude(pk="s0001").values_list("pk", "last_active_at"))
+    caplog.set_level("INFO", logger="agentdb.audit")
+    paths = ("session", "sandbox", "sandbox", "apikey")
+    names = ("pause_sessions", "mark_cold", "delete_sandboxes", "revoke_keys")
+    chosen = (["s0000", "s0001", "s0005"], ["b0001"], ["b0002"], ["k0001"])
+
+    said = [
+        site.confirm(f"agentdb/{path}/", name, ids).text
+        for path, name, ids in zip(paths, names, chosen, strict=True)
+    ]
+
+    assert "Paused 3 sessions" in said[0]
+    assert "Marked 1 sandbox cold" in said[1]
+    assert "Deleted 1 sandbox" in said[2]
+    assert "Revoked 1 API key" in said[3]
+    lines = audited(caplog)
+    assert [line["ids"] for line in lines] == list(chosen)
+    assert lines[0]["after"] == dict.fromkeys(chosen[0], "paused")
+    resumed = site.post("agentdb/session/undo/", lines=json.dumps(lines[0]))
+    assert "Resumed 3 sessions" in resumed.text
+    # A time that can be read stays.
+    last = sessions.values_list("pk", "last_active_at")
+    assert dict(last.exclude(pk="s0001")) == active
+    assert ApiKey.objects.using(site.alias).filter(pk="k0001").count() == 0
 
 
 @pytest.mark.parametrize("by", ["hour", "day"])

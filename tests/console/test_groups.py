@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from agentdb.admin.display import runner_link
 from agentdb.console.groups import Grouped, Grouping, changes, moment
-from agentdb.models import Sandbox, Session
+from agentdb.models import Agent, Sandbox, Session
 from tests.helpers.admin_fixtures import Page, Site
 
 NOW = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)
@@ -247,7 +247,8 @@ def test_what_changed_is_told_across_the_tables_the_latest_first(
     sandbox(site, "b1", "running", None)
     site.db.upsert_agent("bot", "/a")
 
-    found = changes(site.alias, timezone.now() - timedelta(minutes=10), [])
+    since = timezone.now() - timedelta(minutes=10)
+    found = changes(site.alias, since, [Session, Sandbox, Agent], [])
 
     assert [(each.what, str(each.row.pk)) for each in found[1:]] == [
         ("used", "b1"),
