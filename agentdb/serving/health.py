@@ -50,7 +50,8 @@ def check_health(threads: Threads) -> Health:
                 warnings = tuple(filter(None, concerns))
         except AgentDbError as error:
             reason = str(error)
-            if not in_transaction:
+            # Without autocommit the host may have work in a transaction of its own.
+            if not in_transaction and wrapper.autocommit:
                 slot.discard()
         return Health(
             ok=not reason,

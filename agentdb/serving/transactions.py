@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from django.db import transaction
@@ -20,6 +23,14 @@ _CONTINUED = (
     "The transaction failed inside the function, which went on after the error; nothing of it is stored. "
     "Let the error leave the function, or undo the part that may fail with an inner run_transaction()."
 )
+_CUT_OFF = (
+    "An exception from a signal handler cut off an atomic() in this transaction, and Django will not commit it. "
+    "It can only be rolled back: let this error leave the outermost atomic()."
+)
+_OF_ATOMIC = (
+    transaction.Atomic.__enter__.__code__,
+    transaction.Atomic.__exit__.__code__,
+)
 
 
 class Block:
@@ -27,8 +38,10 @@ class Block:
 
     def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
         self._wrapper = wrapper
-        # What Django's wrapper had open around it: in a host's transaction its outermost atomic().
-        self.outermost: list[Any] = wrapper.atomic_blocks[:1]
+        # What Django's wrapper had open around it: in a host's transaction its outermost atomic(). Weak, so that this
+        # object does not count as somebody who will end it.
+        blocks: list[Any] = wrapper.atomic_blocks
+        self.outermost = weakref.ref(blocks[0]) if blocks else None
         self.failure: AgentDbError | None = None
         self.fault: Fault | None = None
 
@@ -86,15 +99,64 @@ def block_of(slot: Slot) -> Block | None:
             return blocks[0]
         slot.reset()  # an asynchronous exception prevented its end
         return None
+    held = _held(blocks)
+    if held:
+        return _block_of_host(slot, held)
+    slot.reset()  # the same happened to the host's
+    return None
+
+
+def _block_of_host(slot: Slot, held: list[Any]) -> Block:
+    """Return the host's open transaction, as failed if Django would not commit it at the end of these blocks."""
+    wrapper = slot.wrapper
+    is_cut_off = wrapper.commit_on_exit and not _end_with(held, wrapper)
     # The host tells nobody when its transaction ends. Its outermost block tells whether a failure that was noted
     # belongs to this one.
     known = slot.host_block
-    if not isinstance(known, Block) or known.outermost != blocks[:1]:
+    if not isinstance(known, Block) or known.outermost != weakref.ref(held[0]):
         known = slot.host_block = Block(wrapper)
     # A function with the decorator @atomic has the same block at each call, and a failure of an earlier one is over.
     if not wrapper.needs_rollback:
         known.failure = known.fault = None
+    if not wrapper.commit_on_exit:
+        known.fail(slot.never_committed(), None)
+    elif is_cut_off:
+        known.fail(AgentDbError(_CUT_OFF), None)
     return known
+
+
+def _end_with(held: list[Any], wrapper: BaseDatabaseWrapper) -> bool:
+    """Return whether Django has noted these blocks only; if not, let the outermost of them roll back."""
+    savepoints = len(held) - 1
+    noted = len(wrapper.savepoint_ids)
+    if noted == savepoints == len(wrapper.atomic_blocks) - 1:
+        return True
+    # Django ends a transaction when it has no savepoint left, and would wait for one more block to end.
+    wrapper.needs_rollback = True
+    wrapper.savepoint_ids = [None] * savepoints  # type: ignore[list-item]
+    wrapper.atomic_blocks = held
+    return False
+
+
+def _held(blocks: list[Any]) -> list[Any]:
+    """Return the host's blocks that somebody can still end.
+
+    An asynchronous exception in the first steps of Django's ``__exit__``, or in the last of ``__enter__``, leaves a
+    block in Django's list, and the list alone refers to it. A block in use is also held by the frame that ends it.
+    """
+    error = sys.exception()
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        # The traceback keeps the frame of the step that was cut off, and that keeps the block.
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code in _OF_ATOMIC:
+                with suppress(RuntimeError):  # it is still running
+                    frame.clear()
+        seen.append(error)
+        error = error.__context__
+    counts = map(sys.getrefcount, blocks)
+    # The list's reference, and that of the call.
+    return [blocks[at] for at, count in enumerate(counts) if count > 2]
 
 
 class Transaction(Block, InOneThread):
@@ -110,6 +172,7 @@ class Transaction(Block, InOneThread):
     def __init__(self, slot: Slot) -> None:
         Block.__init__(self, slot.wrapper)
         InOneThread.__init__(self)
+        self.is_over = True  # until it has a connection: undo() must not end what a host may have open there
         self._slot = slot
         # While it is open, other writers of a SQLite file wait.
         self._turn: Turn | None = None
@@ -129,7 +192,7 @@ class Transaction(Block, InOneThread):
         self._turn = slot.engine.take_turn()
         began = time.monotonic()
         try:
-            slot.ready().begin()
+            self._begin_on(slot.ready())
         except slot.engine.errors as error:
             if slot.fault(error, writing=False) is not Fault.LOST:
                 raise
@@ -138,7 +201,7 @@ class Transaction(Block, InOneThread):
             # attempt.
             slot.discard()
             limit = slot.engine.rest_of_call(began)
-            slot.ready(limit).begin()
+            self._begin_on(slot.ready(limit))
         wrapper = self._wrapper
         # After BEGIN has succeeded, and in_atomic_block last: block_of() looks at that first, so an exception from a
         # signal handler in between leaves an open transaction of the driver, which ready() finds and resets.
@@ -146,6 +209,10 @@ class Transaction(Block, InOneThread):
         wrapper.autocommit = False
         wrapper.atomic_blocks = [self]  # type: ignore[list-item]
         wrapper.in_atomic_block = True
+
+    def _begin_on(self, connection: Connection) -> None:
+        self.is_over = False
+        connection.begin()
 
     def check(self) -> Block:
         """Return this; raise if it has failed, has ended, or belongs to another thread."""

@@ -98,9 +98,9 @@ class Engine(ABC):
         """Let no statement of the driver's connection wait longer than ``call_timeout`` for a silent server."""
         return
 
-    @abstractmethod
     def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
-        """Whether the driver's connection is as Django's ``connect()`` leaves it; asks no server."""
+        """Whether Django's ``connect()`` has come to its end; asks no server, and not about autocommit."""
+        return True
 
     def renew(self, raw: Any) -> bool:
         """Reset a connection without closing it; return whether that was possible."""
@@ -146,7 +146,7 @@ class Connection(ABC):
 
     @abstractmethod
     def is_clean(self) -> bool:
-        """Whether it is open, idle and in no transaction; does not ask the server."""
+        """Whether it is open, idle, in no transaction, and begins none by itself; does not ask the server."""
 
     @abstractmethod
     def in_transaction(self) -> bool:
@@ -249,10 +249,11 @@ class Slot:
         connection = self.current() or self._adopted()
         if connection is None:
             return None
-        # Not clean: a transaction was left open, for example by a signal handler's exception between BEGIN and the
-        # note in the wrapper. Nobody waits for it any more, so it is rolled back by closing.
-        # Without autocommit, the host manages its own transaction.
-        if self.wrapper.autocommit and not connection.is_clean():
+        # Not clean: a transaction was left open, or autocommit off, for example by a signal handler's exception between
+        # BEGIN and the note in the wrapper. Nobody waits for it any more, so it is rolled back by closing.
+        if not connection.is_clean():
+            if not self.wrapper.autocommit:
+                raise self.never_committed()
             self.reset()
             return self._connection
         try:
@@ -263,6 +264,18 @@ class Slot:
             raise
         self.discard()
         return None
+
+    def never_committed(self) -> AgentDbError:
+        """Return the error for a call after which Django does not commit.
+
+        Perhaps the host has switched autocommit off, and has work in its transaction, so it is not reset.
+        """
+        alias = self.wrapper.alias
+        return AgentDbError(
+            f"The connection of the database alias {alias!r} has autocommit off, and nothing would commit this call: "
+            "an exception from a signal handler in atomic() leaves it so, or set_autocommit(False). "
+            f"Outside of atomic() call connections[{alias!r}].close() and then connect(), which switches it on."
+        )
 
     def open_in_block(self) -> Connection:
         """Return the connection of the open transaction."""
@@ -275,7 +288,7 @@ class Slot:
     def _adopted(self) -> Connection | None:
         """Return a host's connection that Django has opened; None if one must be opened."""
         if self.is_open and not self._is_set_up():
-            # Its connect() was interrupted, which may leave autocommit off: what is written then is never committed.
+            # Its connect() was interrupted.
             self.reset()
         return self.take_over() if self.is_open else None
 
@@ -342,6 +355,7 @@ class Slot:
     def reset(self) -> None:
         """Remove all traces of an interrupted operation: close the connection, or do the equivalent."""
         self.leave_block()
+        self.wrapper.run_on_commit = []
         # The wrapper first: closing a connection inside a block would only mark the block as failed.
         raw = self.wrapper.connection
         if raw is None or not self.engine.renew(raw):

@@ -109,7 +109,7 @@ class PostgresEngine(Engine):
     def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
         raw: Any = wrapper.connection
         zone = raw.info.parameter_status("TimeZone")
-        return bool(raw.autocommit and zone == wrapper.timezone_name)
+        return bool(zone == wrapper.timezone_name)
 
     def limit(self, raw: Any) -> None:
         seconds = self.call_timeout
@@ -379,7 +379,8 @@ class PostgresConnection(Connection):
 
     def is_clean(self) -> bool:
         status = self.raw.pgconn.transaction_status
-        return bool(status == _IDLE)
+        # Asked of the driver: Django's atomic() switches it off in several steps, and may be cut off in between.
+        return bool(status == _IDLE and self.raw.autocommit)
 
     def in_transaction(self) -> bool:
         # INERROR is not: the server would answer COMMIT with a rollback, and without an error.

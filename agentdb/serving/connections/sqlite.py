@@ -159,11 +159,6 @@ class SqliteEngine(Engine):
         finally:
             del wrapper.get_connection_params
 
-    def is_set_up(self, wrapper: BaseDatabaseWrapper) -> bool:
-        # Without an isolation level sqlite3 begins no transaction by itself, as Django's autocommit wants it.
-        raw: Any = wrapper.connection
-        return raw.isolation_level is None
-
     def renew(self, raw: Any) -> bool:
         """Reset a connection to a database in memory; others are reopened."""
         if not self.is_in_memory:
@@ -252,7 +247,8 @@ class SqliteConnection(Connection):
 
     def is_clean(self) -> bool:
         try:
-            return not self.raw.in_transaction
+            # Without an isolation level sqlite3 begins no transaction by itself, as Django's autocommit wants it.
+            return not self.raw.in_transaction and self.raw.isolation_level is None
         except sqlite3.ProgrammingError:  # it is closed
             return False
 
