@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 Read = TypeVar("Read")
 
@@ -96,6 +97,12 @@ def descriptors() -> list[int]:
         return [int(name) for name in os.listdir("/dev/fd")]
     except OSError:
         return []
+
+
+def file_uri(path: str | Path, parameters: str) -> str:
+    """Return the URI by which SQLite opens a file, also one whose name is not UTF-8."""
+    # As bytes: quote() would encode the name as UTF-8.
+    return f"file:{quote(os.fsencode(Path(path).absolute()))}?{parameters}"
 
 
 _kept_open: list[int] = []

@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from glob import escape
 from pathlib import Path
-from urllib.parse import quote
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -18,6 +17,7 @@ from agentdb.errors import DatabaseUnavailableError, InvalidInputError
 from agentdb.faults import Fault, classify, describe_file, describe_sqlite_failure
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.queries import quote_name
+from agentdb.sqlite_files import file_uri
 from agentdb.wording import uncapitalized
 
 _PAGES_PER_STEP = 4096
@@ -139,7 +139,7 @@ def _copy(source: Path, partial: Path, progress: Progress) -> None:
 
 
 def _open(path: Path, mode: str) -> sqlite3.Connection:
-    uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
+    uri = file_uri(path, f"mode={mode}")
     # The class itself: if OpenTelemetry traces the driver, connect() returns a proxy, which backup() does not take.
     return sqlite3.Connection(
         uri, uri=True, timeout=_TIMEOUT_SECONDS, isolation_level=None

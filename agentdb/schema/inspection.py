@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import unquote_to_bytes
 
 from django.db import Error as DjangoDatabaseError
 from django.db import connections
@@ -27,6 +27,7 @@ from agentdb.schema.queries import lifted_limits, run
 from agentdb.sqlite_files import (
     copy_file,
     encoding_concern,
+    file_uri,
     filled_log,
     is_in_wal_mode,
     left_log_concern,
@@ -125,7 +126,8 @@ def sqlite_path(connection: BaseDatabaseWrapper) -> Path | None:
     name = str(connection.settings_dict["NAME"])
     if name.startswith("file:"):
         name, _, parameters = name.removeprefix("file:").partition("?")
-        name = ":memory:" if "mode=memory" in parameters else unquote(name)
+        in_bytes = unquote_to_bytes(os.fsencode(name))
+        name = ":memory:" if "mode=memory" in parameters else os.fsdecode(in_bytes)
     return None if name == ":memory:" else Path(name)
 
 
@@ -246,7 +248,7 @@ def _reading(
         copy_file(real, opened)
         shutil.copyfile(f"{real}-journal", f"{opened}-journal")
         mode = "mode=rw"
-    settings["NAME"] = f"file:{quote(str(opened))}?{mode}"
+    settings["NAME"] = file_uri(opened, mode)
     if "vfs=" in mode:
         # Keep the index of the write-ahead log in memory instead of in a -shm file.
         settings["OPTIONS"]["init_command"] = "PRAGMA locking_mode=EXCLUSIVE"
@@ -273,7 +275,7 @@ def _has_hot_journal(path: Path) -> bool:
     # roll back only if it may write.
     try:
         with closing(
-            sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=0)
+            sqlite3.connect(file_uri(path, "mode=ro"), uri=True, timeout=0)
         ) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master")
     except sqlite3.OperationalError as error:

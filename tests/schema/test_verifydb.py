@@ -352,6 +352,24 @@ def test_a_file_and_its_folder_stay_as_they_were(tmp_path, journal, _migrated_sq
     assert [file.name for file in tmp_path.iterdir()] == ["agentdb.sqlite3"]
 
 
+def test_a_folder_may_have_a_name_that_is_not_utf8(
+    _migrated_sqlite, tmp_path, monkeypatch
+):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes only names in UTF-8")
+    path = shutil.copyfile(_migrated_sqlite, folder / "agentdb.sqlite3")
+    (tmp_path / "link.sqlite3").symlink_to(path)
+    monkeypatch.chdir(folder)
+
+    assert verifydb(f"sqlite:///{tmp_path}/link.sqlite3").code == 0
+    assert verifydb("sqlite:///agentdb.sqlite3").code == 0
+    with agentdb.connect("sqlite:///agentdb.sqlite3") as db:
+        assert db.list_agents() == []
+
+
 def test_a_file_that_goes_while_it_is_read_is_not_taken_for_read(
     _migrated_sqlite, tmp_path
 ):

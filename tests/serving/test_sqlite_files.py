@@ -71,6 +71,7 @@ def everything_says(path: Path, concern: str) -> None:
         ("/srv/mode=memory/a.db", "/srv/mode=memory/a.db"),
         ("/srv/a%20b.db", "/srv/a%20b.db"),
         ("file:/srv/a%20b.db?mode=ro", "/srv/a b.db"),
+        ("file:/srv/%FF/a.db?mode=ro", os.fsdecode(b"/srv/\xff/a.db")),
         (":memory:", None),
         ("file::memory:?cache=shared", None),
         ("file:a?mode=memory&cache=shared", None),

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import quote
 
 from django.core.management.base import CommandError, CommandParser
 from django.db import connections
@@ -25,6 +24,7 @@ from agentdb.schema.inspection import (
 )
 from agentdb.schema.migration_record import schema_problem
 from agentdb.serving.connections import describe
+from agentdb.sqlite_files import file_uri
 
 
 class Command(DatabaseCommand):
@@ -164,7 +164,7 @@ def _served(connection: BaseDatabaseWrapper, *, read_only: bool) -> dict[str, An
 
 def _read_only_name(path: Path) -> str:
     """Return the URI that opens the file without a chance to change it."""
-    name = f"file:{quote(str(path.absolute()))}?mode=ro"
+    name = file_uri(path, "mode=ro")
     # If no index of the write-ahead log can be made, nobody can be writing to the file either.
     return name if os.access(path.parent, os.W_OK) else f"{name}&immutable=1"
 

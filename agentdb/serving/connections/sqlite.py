@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import django.db
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -26,6 +25,7 @@ from agentdb.serving.turns import Turn, Turns, turns_of
 from agentdb.sqlite_files import (
     close_kept_open,
     descriptors,
+    file_uri,
     identity,
     shared_file_system,
 )
@@ -150,9 +150,8 @@ class SqliteEngine(Engine):
         # for this one call. mode=rw makes SQLite fail for a missing file; a check before opening would leave a moment
         # in between.
         params = wrapper.get_connection_params()
-        path = quote(os.path.abspath(self.name))
         # SQLite would create an empty file for a misspelt or removed one.
-        params["database"] = f"file:{path}?mode=rw"
+        params["database"] = file_uri(self.name, "mode=rw")
         wrapper.get_connection_params = lambda: params  # type: ignore[method-assign]
         try:
             yield
