@@ -206,7 +206,7 @@ def test_what_changed_is_told_beside_a_row_that_cannot_be_read(
 
 
 @pytest.mark.usefixtures("atomic_or_not")
-def test_an_action_changes_a_row_whose_time_cannot_be_read_like_any_other(
+def test_an_action_changes_a_row_with_a_value_that_cannot_be_read_like_any_other(
     site: Site, superuser: User, caplog: pytest.LogCaptureFixture
 ):
     fill(site.alias, 6)
@@ -218,6 +218,14 @@ def test_an_action_changes_a_row_whose_time_cannot_be_read_like_any_other(
         f"UPDATE sandboxes SET last_used_at = {stored} WHERE id IN ('b0001', 'b0002')",
         f"UPDATE api_keys SET created_at = {stored} WHERE id = 'k0001'",
     )
+    if connections[site.alias].vendor == "sqlite":
+        text = "CAST(x'ff41' AS TEXT)"
+        execute(
+            site,
+            f"UPDATE sandboxes SET workspace_dir = {text} WHERE id = 'b0002'",
+            f"UPDATE sessions SET agent_name = {text} WHERE id = 's0005'",
+            f"UPDATE api_keys SET label = {text} WHERE id = 'k0001'",
+        )
     sessions = Session.objects.using(site.alias)
     active = dict(sessions.exclude(pk="s0001").values_list("pk", "last_active_at"))
     caplog.set_level("INFO", logger="agentdb.audit")
