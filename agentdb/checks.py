@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DatabaseError, connections, router
 
-from agentdb.schema.inspection import sqlite_path
+from agentdb.errors import DatabaseUnavailableError
+from agentdb.schema.inspection import check_sqlite_file, sqlite_path
 from agentdb.sqlite_files import file_concern, version_concern
 
 # Django runs checks by itself and passes them nothing of the command, so that this travels beside it; per thread and
@@ -44,9 +44,13 @@ def check_adoption(
 
     errors: list[CheckMessage] = []
     for alias in filter(_may_be_old, databases or ()):
+        connection = connections[alias]
         try:
-            shape = unadopted(connections[alias])
-        except DatabaseError:
+            if path := sqlite_path(connection):
+                # SQLite would create a missing file, and delete the log of one that was moved away.
+                check_sqlite_file(path)
+            shape = unadopted(connection)
+        except (DatabaseError, DatabaseUnavailableError):
             continue  # the command that uses the database explains it better
         if shape is not None and shape.tables:
             errors.append(
@@ -60,14 +64,9 @@ def check_adoption(
 
 
 def _may_be_old(alias: str) -> bool:
-    connection = connections[alias]
     # The old server ran on these two only.
-    if connection.vendor not in ("sqlite", "postgresql"):
-        return False
-    path = sqlite_path(connection)
-    # SQLite would create the file, and delete the log of one that was moved away.
-    is_there = path is None or os.path.exists(path)
-    return is_there and router.allow_migrate(alias, "agentdb")
+    is_known = connections[alias].vendor in ("sqlite", "postgresql")
+    return is_known and router.allow_migrate(alias, "agentdb")
 
 
 @register(Tags.database)

@@ -237,11 +237,17 @@ def file_concern(path: str | Path) -> str:
 def left_log_concern(path: str | Path) -> str:
     """Return the sentence if the log of a database that was at ``path`` is still there, '' otherwise.
 
-    SQLite deletes it when it makes a new file there, and with it the last commits of the database that was moved.
+    SQLite deletes it when it makes a new database there, also in an empty file, and with it the last commits of the
+    database that was moved.
     """
     log = filled_log(path)
     if log is None:
         return ""
+    # In this order: a database that another process is making has its first page before it has a log. It has the
+    # journal of that page earlier.
+    with suppress(OSError):
+        if os.path.getsize(path) or log.endswith("-journal"):
+            return ""
     return (
         f"There is a file {log!r}, which belongs to a database that was here before and may hold its last commits. "
         "Move it to where that database is, under its name, or delete it."

@@ -159,6 +159,8 @@ def check_sqlite_file(path: Path) -> None:
         )
     header, size = _header(path)
     if not size:
+        if concern := left_log_concern(path):
+            raise DatabaseUnavailableError(concern)
         return
     if not header.startswith(_MAGIC) or len(header) < 100:
         raise DatabaseUnavailableError(describe_file(Fault.NOT_A_DATABASE, path))

@@ -232,7 +232,7 @@ def _check_file(connection: BaseDatabaseWrapper, *, create: bool) -> None:
             f"The database file {str(path)!r} does not exist. Run 'agentdb migrate' to create it.",
             pending=migration_names(),
         ) from None
-    if concern := encoding_concern(path):
+    if concern := encoding_concern(path) or left_log_concern(path):
         raise DatabaseUnavailableError(concern)
 
 

@@ -59,8 +59,9 @@ def url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+@pytest.mark.parametrize("is_there", [False, True])  # empty, as by touch
 def test_no_database_is_made_beside_the_log_of_one_that_was_moved(
-    path: Path, tmp_path: Path
+    path: Path, tmp_path: Path, is_there: bool
 ) -> None:
     """SQLite would delete the log, and with it all that a program stored which was killed."""
     other = url(tmp_path / "other.db")
@@ -70,6 +71,16 @@ def test_no_database_is_made_beside_the_log_of_one_that_was_moved(
     )
     moved = path.rename(tmp_path / "moved.db")
     log = Path(f"{path}-wal")
+    if is_there:
+        path.touch()
+        for look in ("verifydb", "baselinedb"):
+            with (
+                opened(url(path)) as connection,
+                pytest.raises(CommandError, match="There is a file"),
+            ):
+                manage(connection, look)
+        with pytest.raises(DatabaseUnavailableError, match="There is a file"):
+            agentdb.connect(url(path))
 
     with pytest.raises(DatabaseUnavailableError) as raised:
         agentdb.connect(url(path), migrate=True)

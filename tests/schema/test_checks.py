@@ -126,13 +126,19 @@ def test_e001_leaves_a_database_that_cannot_be_read_to_whoever_uses_it(
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_e001_creates_no_file_and_deletes_no_log(engine: str, tmp_path: Path):
+@pytest.mark.parametrize("is_there", [False, True])  # empty, as by touch
+def test_e001_creates_no_file_and_deletes_no_log(
+    engine: str, is_there: bool, tmp_path: Path
+):
     log = tmp_path / "moved.db-wal"
     log.write_bytes(b"what was stored last")
+    if is_there:
+        (tmp_path / "moved.db").touch()
     with opened(f"sqlite:///{tmp_path}/moved.db") as connection:
         assert check_adoption(databases=[connection.alias]) == []
 
-    assert [file.name for file in tmp_path.iterdir()] == [log.name]
+    sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert sizes == {log.name: 20, **({"moved.db": 0} if is_there else {})}
 
 
 def test_a_table_of_the_same_name_in_another_app_s_database_is_looked_at_only_where_agentdb_may_migrate(
