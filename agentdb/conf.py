@@ -95,7 +95,8 @@ def database_from_url(url: str) -> dict[str, Any]:
         unquote_to_bytes(url).decode()
     except UnicodeError:
         raise InvalidInputError("The database URL is not valid UTF-8.") from None
-    if re.search(r"[\t\r\n]", url.strip()):  # urllib would leave them out
+    url = url.rstrip("\t\r\n")  # a file that it was read from may end so
+    if re.search(r"[\t\r\n]", url):  # urllib would leave them out
         raise InvalidInputError(
             "The database URL has a tab or a line break. Percent-encode them: %09, %0A and %0D."
         )
@@ -115,9 +116,18 @@ def database_from_url(url: str) -> dict[str, Any]:
     return _server(scheme, config, options)
 
 
-def _scheme_and_rest(url: str) -> tuple[str, str]:
+def _at_scheme(url: str) -> tuple[str, str, str]:
+    """Part the URL at the ``://`` after its scheme; without a scheme, all of it is the rest."""
     scheme, separator, rest = url.partition("://")
-    if scheme in _SCHEMES and separator:
+    # A password may have "://" too, in "postgresql:ash:pa://ss@host" for one.
+    if separator and re.fullmatch(r"\s*[\w+.-]*", scheme):
+        return scheme, separator, rest
+    return "", "", url
+
+
+def _scheme_and_rest(url: str) -> tuple[str, str]:
+    scheme, separator, rest = _at_scheme(url)
+    if scheme in _SCHEMES:
         return scheme, rest
     known = ", ".join(f"{each}://" for each in _SCHEMES)
     if not separator:
@@ -136,15 +146,15 @@ def _scheme_and_rest(url: str) -> tuple[str, str]:
 
 
 def _probably_meant(text: str) -> str:
-    """The URL that somebody who wrote ``text`` without ``://`` had in mind; "" if nobody can tell.
+    """The URL that somebody who wrote ``text`` without ``://`` had in mind, to be shown; "" if nobody can tell.
 
-    Text with an '@' may contain a password, which must not be printed.
+    Text with an '@' may contain a password anywhere.
     """
     if "@" in text:
         return ""
     for pattern, meant in _MEANT:
         if match := re.fullmatch(pattern, text):
-            return match.expand(meant)
+            return display_url(match.expand(meant))
     return ""
 
 
@@ -193,22 +203,29 @@ def _parsed(scheme: str, rest: str) -> dict[str, Any]:
 
 def _refuse_what_would_be_dropped(scheme: str, rest: str) -> None:
     location, _, query = rest.partition("?")
-    if "#" in rest:  # in a path, another file would be opened
+    # To libpq an '@' before the first '/' ends a password, so that the '?' is in it. No option of SQLite takes an '@'.
+    in_password = "@" in query and (scheme == "sqlite" or "/" not in location)
+    if in_password or "#" in rest:  # in a path, another file would be opened
         raise _misread(scheme)
-    for option in filter(None, query.split("&")):
-        name, equals, value = option.partition("=")  # base64 may end with "=" too
-        if not name or not equals:
-            raise _misread(scheme)
-        if not value:  # probably an unset variable, like an empty URL
-            raise InvalidInputError(
-                f"The {scheme}:// URL gives the option {name!r} no value."
-            )
+    _check_options(scheme, query)
     if re.search(r":0+(,|$)", location.partition("/")[0]):
         raise InvalidInputError(f"The {scheme}:// URL cannot be read. {_FORM}")
     if scheme == "sqlite" and not location.strip("/"):
         raise InvalidInputError(
             f"'{scheme}://{location}' names no file. For a database in memory, write sqlite://:memory:."
         )
+
+
+def _check_options(scheme: str, query: str) -> None:
+    for option in filter(None, query.split("&")):
+        name, equals, value = option.partition("=")  # base64 may end with "=" too
+        # With an '@' further on, the name may be part of a password.
+        if not name or not equals or (not value and "@" in query):
+            raise _misread(scheme)
+        if not value:  # probably an unset variable, like an empty URL
+            raise InvalidInputError(
+                f"The {scheme}:// URL gives the option {name!r} no value."
+            )
 
 
 def _misread(scheme: str) -> InvalidInputError:
@@ -236,21 +253,25 @@ def _several_hosts(rest: str) -> tuple[str, str, str]:
 
 def display_url(url: str) -> str:
     """Return the URL without the password, also of a URL that cannot be parsed."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme, rest = "", url
-    credentials, _, host = rest.rpartition("@")
+    scheme, separator, rest = _at_scheme(url)
+    # First, because an '@' in such a value ends no user name. Without a scheme it may be libpq's "host=h password=x".
+    end = "[^&]*" if separator else ".*"
+    shown = re.sub(
+        _SECRET_OPTION + end, r"\1***", rest, flags=re.IGNORECASE | re.DOTALL
+    )
+    credentials, _, host = shown.rpartition("@")
     user, colon, _ = credentials.partition(":")
     # An address in brackets has colons of its own.
-    place = re.sub(r"\[[^]]*]", "", host if colon else rest)
-    if scheme not in ("", "sqlite") and re.match(r"[^/?@]*:[^/?@,]*[^/?@,\d]", place):
-        return f"{scheme}://***"  # the end of a password may be in the port's place
-    shown = f"{user}:***@{host}" if colon else rest
-    return (
-        scheme
-        + separator
-        + re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
-    )
+    place = re.sub(r"\[[^]]*]", "", host if colon else shown)
+    in_port = re.match(r"[^/?@]*:[^/?@,]*[^/?@,\d]", place)
+    in_option = "@" in rest.partition("/")[0] and "@" not in shown
+    if scheme not in ("", "sqlite") and (in_port or in_option):
+        return f"{scheme}://***"  # the end of a password may be there
+    return scheme + separator + (f"{user}:***@{host}" if colon else shown)
+
+
+# As in "password", "sslpassword", "oauth_client_secret" and "scram_client_key".
+_SECRET_OPTION = r"((?:^|[?&\s])\w*(?:password|secret|_key)\s*=)"
 
 
 def server_name(settings: Mapping[str, Any]) -> str:

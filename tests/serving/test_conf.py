@@ -279,6 +279,14 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
             f"The postgresql:// URL has an '@' after its first '/'. {_ENCODE}",
         ),
         (
+            "postgresql:me:ge://heim@h/agents",
+            _NO_SCHEME,
+        ),
+        (
+            "postgresql:/h/agents?password=geheim",
+            f"{_NO_SCHEME} Did you mean postgresql://h/agents?password=***?",
+        ),
+        (
             "mysql://me:geheim@h/agents",
             f"The database URL begins with 'mysql'; supported are {_KNOWN}.",
         ),
@@ -412,6 +420,18 @@ _NO_FILE = "names no file. For a database in memory, write sqlite://:memory:."
             f"The postgres:// URL cannot be read. {_FORM}",
         ),
         (
+            "sqlite:///me:1?geheim=1@h/agents",
+            f"The sqlite:// {_DROPPED}",
+        ),
+        (
+            "postgres://me:1?geheim=1@h/agents",
+            f"The postgres:// {_DROPPED}",
+        ),
+        (
+            "postgres://me:1/a?geheim=&1@h/agents",
+            f"The postgres:// {_DROPPED}",
+        ),
+        (
             "postgres://me:ge?heim@h/agents",
             f"The postgres:// URL cannot be read. {_FORM}",
         ),
@@ -434,6 +454,7 @@ def test_bad_urls_say_what_is_wrong(url: Any, message: str) -> None:
 def test_a_url_may_end_like_the_file_that_it_was_read_from() -> None:
     assert database_from_url("postgresql://h,g/a\n")["NAME"] == "a"
     assert database_from_url("sqlite:////a/b.db\r\n")["NAME"] == "/a/b.db"
+    assert database_from_url("sqlite://:memory:\n")["NAME"] == ":memory:"
     assert database_from_url("sqlite:////a/b%0A.db")["NAME"] == "/a/b\n.db"
 
 
@@ -442,6 +463,13 @@ def test_a_name_that_begins_with_a_tilde_is_a_name() -> None:
         os.path.basename(database_from_url("sqlite:///~nobody-of-that-name.db")["NAME"])
         == "~nobody-of-that-name.db"
     )
+
+
+def test_an_at_sign_in_an_option_needs_no_encoding() -> None:
+    config = database_from_url("postgresql://h:5432/a?user=me@corp&password=p@ss")
+
+    assert config["OPTIONS"]["user"] == "me@corp"
+    assert config["OPTIONS"]["password"] == "p@ss"
 
 
 def test_an_option_that_repeats_the_url_is_no_contradiction() -> None:
@@ -479,7 +507,20 @@ def test_an_option_that_repeats_the_url_is_no_contradiction() -> None:
             "postgres://h/a?user=me&Password=***&sslmode=x",
         ),
         ("postgres://h/a?sslpassword=geheim", "postgres://h/a?sslpassword=***"),
+        (
+            "postgres://h/a?oauth_client_secret=geheim&scram_client_key=geheim",
+            "postgres://h/a?oauth_client_secret=***&scram_client_key=***",
+        ),
+        ("postgres://h/a?sslkey=a.key", "postgres://h/a?sslkey=a.key"),
+        # An '@' in an option's value ends no user name.
+        ("postgres://h:5432/a?password=ge@heim", "postgres://h:5432/a?password=***"),
+        ("postgres://me:1?password=ge@h/a", "postgres://***"),
         ("me:geheim@h/a", "me:***@h/a"),
+        ("postgres:me:ge://heim@h/a", "postgres:***@h/a"),
+        ("postgres:/me:ge://heim@h/a", "postgres:***@h/a"),
+        ("me:ge://heim@h/a", "me:***@h/a"),
+        ("postgres:h/a?password=ge&heim", "postgres:h/a?password=***"),
+        ("host=h password = 'geheim' dbname=a", "host=h password =***"),
     ],
 )
 def test_urls_are_shown_without_the_password(url: str, shown: str) -> None:
