@@ -31,8 +31,7 @@ options of agentdb itself:
   -q, --quiet           Say nothing but results and errors.
 """
 
-# Django's commands that read a database, and do not name it. A missing SQLite file is a misspelt path: SQLite would
-# create it, empty, and the command would report that nothing is in it.
+# Django's commands that report what is in a database, and do not name it.
 _ONLY_READ = ("check", "inspectdb", "showmigrations")
 
 
@@ -148,8 +147,9 @@ def _choose_commands() -> None:
 
 
 def _look_first(arguments: Sequence[str]) -> None:
-    """Refuse a missing SQLite file, which a command that only reads would create empty, and name the database."""
-    if arguments[0] not in _ONLY_READ:
+    """Refuse a SQLite file that a command of Django's cannot work on, and name the database."""
+    command = arguments[0]
+    if command not in _DJANGO_COMMANDS or command == "makemigrations":
         return
     from django.db import connections
 
@@ -158,9 +158,11 @@ def _look_first(arguments: Sequence[str]) -> None:
 
     connection = connections["default"]
     path = sqlite_path(connection)
-    if path is not None:
+    # A missing file is a misspelt path: SQLite would create it, empty, and delete the log of one that was moved away.
+    # A damaged one is for dbshell to mend.
+    if path is not None and (command in _ONLY_READ or not os.path.exists(path)):
         check_sqlite_file(path)
-    if "--verbosity=0" not in arguments:
+    if command in _ONLY_READ and "--verbosity=0" not in arguments:
         sys.stderr.write(f"{describe(connection)}.\n")
 
 

@@ -19,7 +19,12 @@ from django.core.management.base import (
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from agentdb.errors import AgentDbError
-from agentdb.management.output import Output, ProgressLine, write_any_character
+from agentdb.management.output import (
+    Output,
+    ProgressLine,
+    occupy_closed_descriptors,
+    write_any_character,
+)
 from agentdb.serving.connections import describe
 
 INTERRUPTED = 130  # as in a shell: 128 + SIGINT
@@ -59,6 +64,7 @@ class AgentDbCommand(BaseCommand):
     def run_from_argv(self, argv: list[str]) -> None:
         # The code that Django exits with says what is stored. Whether the output arrived is known only after a flush,
         # which Python would do as it ends, with an exit code of its own.
+        occupy_closed_descriptors()
         write_any_character()
         code: Any = 0
         try:

@@ -135,6 +135,7 @@ def occupy_closed_descriptors() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)  # runadmin becomes another program
     os.close(descriptor)
-    sys.stdin = sys.stdin or os.fdopen(0)
+    # Not descriptor 0, which something else may have by now if the program is manage.py.
+    sys.stdin = sys.stdin or os.fdopen(os.open(os.devnull, os.O_RDONLY))
     sys.stdout = sys.stdout or Closed()
     sys.stderr = sys.stderr or Closed()

@@ -139,18 +139,26 @@ def test_django_s_commands_and_help_do_without_standard_output(migrated: Path):
         assert (finished.returncode, finished.stderr) == (0, ""), words
 
 
-def test_commands_that_read_standard_input_do_without_it(migrated: Path):
-    with agentdb.connect(f"sqlite:///{migrated}/agentdb.sqlite3") as db:
+@pytest.mark.parametrize(
+    "program", ["$agentdb", f"{sys.executable} {ROOT / 'manage.py'}"]
+)
+def test_commands_that_read_standard_input_do_without_it(migrated: Path, program: str):
+    url = f"sqlite:///{migrated}/agentdb.sqlite3"
+    with agentdb.connect(url) as db:
         db.upsert_agent("a", "/a")
 
-    found = shell(migrated, "$agentdb apikey find <&-")
-    dropped = shell(migrated, "$agentdb migrate agentdb zero <&-")
-    typed = shell(migrated, "$agentdb shell <&-")
+    found = shell(migrated, f"{program} apikey find <&-", DATABASE_URL=url)
+    dropped = shell(migrated, f"{program} migrate agentdb zero <&-", DATABASE_URL=url)
 
     assert found.returncode == 1
     assert found.stderr.endswith("No API key is stored that this one opens.\n")
     assert dropped.returncode == 1
     assert "Nothing was changed." in dropped.stderr
+
+
+def test_a_shell_does_without_standard_input(migrated: Path):
+    typed = shell(migrated, "$agentdb shell <&-")
+
     assert "Traceback" not in typed.stderr
     assert typed.returncode == 0
 
