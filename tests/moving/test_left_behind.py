@@ -8,10 +8,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from django.test.utils import CaptureQueriesContext
 
 import agentdb
+from agentdb.schema.other_tables import other_tables
 from tests.helpers.factories import execute
-from tests.helpers.legacy_databases import sqlite_path
+from tests.helpers.legacy_databases import opened, rows, sqlite_path
 from tests.moving.test_backup import run
 from tests.moving.test_copydb import MakeUrl, copydb, fill, make_url  # noqa: F401 (a fixture)
 
@@ -126,3 +128,17 @@ def test_a_table_is_counted_whose_index_only_its_program_can_read(
     said = copydb(url, make_url("sqlite"))
 
     assert "Not copied: table 'notes', 0 rows.\n" in said
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_the_rows_of_a_large_table_are_counted_in_its_smallest_index(
+    url: str, engine: str
+) -> None:
+    with opened(url) as connection, CaptureQueriesContext(connection) as captured:
+        rows(connection, "CREATE TABLE notes (x, y TEXT, z TEXT)")
+        rows(connection, "CREATE INDEX own_index ON notes (x)")
+        assert other_tables(connection) == {"notes": 0}
+        counted = captured[-1]["sql"]
+        [(*_, how)] = rows(connection, f"EXPLAIN QUERY PLAN {counted}")
+
+    assert how == "SCAN notes USING COVERING INDEX own_index"
