@@ -177,14 +177,14 @@ def misspelt_timestamps(
         columns = [column.name for column in table.columns if column.type == "datetime"]
         for column in columns if table.kind == "table" else ():
             quoted = quote_name(column)
-            # In hex, because bytes that are not UTF-8 cannot be fetched as text.
-            [(number, example)] = rows(
+            [(number, example)] = read_sqlite(
                 connection,
-                f"SELECT count(*), hex(CAST(min({quoted}) AS BLOB)) FROM {quote_name(table.name)}"
+                f"SELECT count(*), min({quoted}) FROM {quote_name(table.name)}"
                 f" WHERE ({is_spelt_as_agentdb_does(quoted)}) IS NOT TRUE AND {quoted} IS NOT NULL",
+                text_factory=_with_escapes,
             )
             if number:
-                found.append(Misspelt(name, column, number, _from_hex(example)))
+                found.append(Misspelt(name, column, number, str(example)))
     return found
 
 
@@ -335,4 +335,8 @@ def _values(
 
 
 def _from_hex(value: str | None) -> str:
-    return bytes.fromhex(value or "").decode(errors="backslashreplace")
+    return _with_escapes(bytes.fromhex(value or ""))
+
+
+def _with_escapes(text: bytes) -> str:
+    return text.decode(errors="backslashreplace")

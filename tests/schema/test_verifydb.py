@@ -637,6 +637,12 @@ def test_timestamps_that_an_old_server_goes_on_writing_are_found_and_put_right(
     [
         ("'yesterday'", "'yesterday'", "'yesterday' is in no known timestamp format"),
         ("CAST(x'ff' AS TEXT)", "'\\\\xff'", "b'\\xff' is not valid UTF-8"),
+        # Written as agentdb does, but as bytes.
+        (
+            "CAST('2026-02-19 20:53:16' AS BLOB)",
+            "\"b'2026-02-19 20:53:16'\"",
+            "b'2026-02-19 20:53:16' is not text",
+        ),
     ],
 )
 def test_a_text_in_a_timestamp_column_that_is_none_is_named_by_its_row(
