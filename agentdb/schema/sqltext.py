@@ -13,9 +13,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agentdb.schema.queries import quote_name
 from agentdb.schema.tables import Check, Column, ForeignKey, Key, KeyKind
 
+# Each letter beyond ASCII may stand in a name, also one that Python takes for a space, a digit or a symbol.
+_WORD = r"[a-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*"
 # s.t, varchar(20), numeric (10, 2), timestamp (3) with time zone, text[]
-_TYPE = r"""
-    (?:\w+\.)?(?:"[^"]*"|\w+)
+_TYPE = rf"""
+    (?:{_WORD}\.)?(?:"[^"]*"|{_WORD})
     (?:\s+(?:varying|precision)\b)?
     (?:\s*\([\d\s,]*\))?
     (?:\s+with(?:out)?\s+time\s+zone\b)?
@@ -32,10 +34,10 @@ _TOKEN = re.compile(
       ) (?:\s*:::?\s*{_TYPE})*
     | (?P<name>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
     | (?P<cast>::\s*{_TYPE})
-    | (?P<word>[^\W\d][\w$]*)
+    | (?P<word>{_WORD})
     | (?P<symbol>\|\||->>|->|<>|<=|>=|==|!=|<<|>>|.)
     """,
-    re.VERBOSE | re.DOTALL | re.IGNORECASE,
+    re.VERBOSE | re.DOTALL | re.IGNORECASE | re.ASCII,
 )
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*\Z")
 _WORDS_OF_OPERATORS = """

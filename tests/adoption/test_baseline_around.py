@@ -295,6 +295,12 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "ALTER TABLE sessions ADD COLUMN \"ä\" TEXT DEFAULT 'x'",
         'UPDATE sessions SET "Ä" = id',
     ),
+    "own columns in letters that Python takes for symbols and spaces": (
+        "ALTER TABLE sessions ADD COLUMN 😀 TEXT DEFAULT 'x'",
+        "ALTER TABLE sessions ADD COLUMN 😀😃 TEXT CHECK (😀😃 <> 'y')",
+        "ALTER TABLE sessions ADD COLUMN a\u00a0b TEXT",
+        "UPDATE sessions SET 😀😃 = id, a\u00a0b = id",
+    ),
     "own index under the name of a constraint that ours replaces": (
         "ALTER TABLE agents RENAME TO a",
         "CREATE TABLE agents (id TEXT PRIMARY KEY, tenant_id TEXT NOT NULL DEFAULT 'default', name TEXT NOT NULL,"

@@ -376,6 +376,16 @@ def test_a_table_made_from_a_query_has_no_definitions():
     assert (table.columns, table.keys, table.options) == ([], [], ())
 
 
+def test_a_name_may_have_any_letter_beyond_ascii():
+    names = ["größe", "😀", "😀😃", "x\u00a0y", "\u0663", "\u2003"]
+
+    parsed = parse_create_table(f"CREATE TABLE t ({' TEXT, '.join(names)} TEXT)")
+
+    assert [(each.name, each.type) for each in parsed.columns] == [
+        (name, "text") for name in names
+    ]
+
+
 def test_an_empty_definition_is_skipped():
     table = parse_create_table("CREATE TABLE t (a,,b,)")
 
