@@ -37,6 +37,7 @@ from agentdb.schema import (
     expected_tables,
     migration_record,
     read_tables,
+    table_names,
 )
 from agentdb.schema.inspection import (
     MissingFileError,
@@ -270,7 +271,7 @@ def has_rows(alias: str) -> bool:
 
 def _begin(writing: BaseDatabaseWrapper, place: str) -> dict[str, State]:
     """Begin a copy from ``place``, or return by table how far the one that was stopped came."""
-    if CHECKPOINT in writing.introspection.table_names():
+    if CHECKPOINT in table_names(writing):
         _check_migrations(writing)
         return _checkpoints(writing, place)
     if migration_record.pending_migrations(writing):
@@ -318,7 +319,7 @@ def _refuse_rows(connection: BaseDatabaseWrapper) -> None:
 
 def _filled(connection: BaseDatabaseWrapper) -> list[str]:
     """Return which of the tables have rows; none if a copy into them is unfinished."""
-    there = connection.introspection.table_names()
+    there = table_names(connection)
     if CHECKPOINT in there:
         return []
     first = "SELECT 1 FROM {} LIMIT 1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentdb.schema.comparison import Difference, compare, drift
 from agentdb.schema.expected import APP_LABEL, expected_table, expected_tables
-from agentdb.schema.introspection import read_tables
+from agentdb.schema.introspection import read_tables, table_names
 from agentdb.schema.tables import Column, Table
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "expected_table",
     "expected_tables",
     "read_tables",
+    "table_names",
 ]

@@ -8,6 +8,7 @@ from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema import postgresql_catalog, sqlite_catalog
+from agentdb.schema.sqltext import folded
 from agentdb.schema.tables import Table
 
 # Only on CockroachDB, and always empty: lets one process migrate at a time.
@@ -33,3 +34,9 @@ def read_tables(
     if connection.vendor == "sqlite":
         return sqlite_catalog.read(connection, is_wanted)
     return postgresql_catalog.read(connection, is_wanted)
+
+
+def table_names(connection: BaseDatabaseWrapper) -> set[str]:
+    """Return the names of the tables, without views; on SQLite, which ignores case, in lower case."""
+    names = connection.introspection.table_names()
+    return set(map(folded, names) if connection.vendor == "sqlite" else names)

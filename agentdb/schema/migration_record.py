@@ -87,8 +87,8 @@ _ON_SERVER = (
     f"WHERE c.relname IN {OWN_TABLES}"
 )
 _ON_SQLITE = (
-    "SELECT m.name, lower(p.type) FROM sqlite_master AS m LEFT JOIN pragma_table_info(m.name) AS p "
-    f"ON p.name = 'created_at' WHERE m.type IN ('table', 'view') AND m.name IN {OWN_TABLES}"
+    "SELECT lower(m.name), lower(p.type) FROM sqlite_master AS m LEFT JOIN pragma_table_info(m.name) AS p "
+    f"ON lower(p.name) = 'created_at' WHERE m.type IN ('table', 'view') AND lower(m.name) IN {OWN_TABLES}"
 )
 
 

@@ -15,17 +15,17 @@ from agentdb.schema.queries import quote_name, rows
 from agentdb.schema.rows import readable_rows
 
 # A partition's rows count with its parent table; on CockroachDB relispartition is NULL. Rows that this role may not
-# read are not counted.
-_ON_A_SERVER = """
+# read are not counted. Python writes a tuple of names as SQL does.
+_ON_A_SERVER = f"""
     SELECT c.relname FROM pg_catalog.pg_class c
     WHERE c.relkind IN ('r', 'p') AND c.relispartition IS NOT TRUE AND c.relpersistence <> 't'
+      AND c.relname NOT IN {OWN_TABLES}
       AND pg_catalog.pg_table_is_visible(c.oid) AND has_table_privilege(c.oid, 'SELECT')
       AND c.relnamespace NOT IN (
         SELECT oid FROM pg_catalog.pg_namespace WHERE nspname IN ('pg_catalog', 'pg_extension')
       )
     ORDER BY 1
 """
-# Python writes a tuple of names as SQL does.
 _COLUMN_ON_A_SERVER = f"""
     SELECT c.relname, pg_catalog.format_type(a.atttypid, NULL)
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
@@ -33,11 +33,13 @@ _COLUMN_ON_A_SERVER = f"""
       AND pg_catalog.pg_table_is_visible(c.oid) AND c.relname NOT IN {OWN_TABLES}
 """
 # A virtual table stores its rows in other tables, and may need an extension that is not loaded here.
-_ON_SQLITE = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+_ON_SQLITE = f"""
+    SELECT name FROM sqlite_master
+    WHERE type = 'table' AND lower(name) NOT IN {OWN_TABLES} AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name
+"""
 _COLUMN_ON_SQLITE = f"""
     SELECT t.name, CASE WHEN c.type LIKE '%int%' THEN lower(c.type) ELSE 'text' END
-    FROM ({_ON_SQLITE}) t, pragma_table_info(t.name) c
-    WHERE c.name = 'session_id' AND t.name NOT IN {OWN_TABLES}
+    FROM ({_ON_SQLITE}) t, pragma_table_info(t.name) c WHERE c.name = 'session_id'
 """
 _TEXTS = ("text", "character varying", "character")
 _RECORDS = (
@@ -55,7 +57,7 @@ def other_tables(connection: BaseDatabaseWrapper) -> dict[str, int]:
     return {
         name: readable_rows(connection, name)
         for (name,) in rows(connection, listed)
-        if name not in (*OWN_TABLES, *_RECORDS)
+        if name not in _RECORDS
     }
 
 

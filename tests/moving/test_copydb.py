@@ -163,6 +163,29 @@ def test_a_target_that_changes_what_it_stores_is_found_by_reading_it_back(
     )
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_a_table_is_known_by_its_name_in_other_capitals(
+    url: str, make_url: MakeUrl, engine: str
+) -> None:
+    fill(url)
+    for name, other in (("sandboxes", "x"), ("x", '"Sandboxes"')):
+        execute(url, f"ALTER TABLE {name} RENAME TO {other}")
+    target = make_url("sqlite")
+    empty = make_url("sqlite")
+    agentdb.connect(empty, migrate=True).close()
+
+    copied = copydb(url, target)
+
+    assert "sandboxes: 3 rows copied.\n" in copied
+    assert "Not copied" not in copied
+    assert contents(target) == contents(url)
+    for table in ("agents", "sessions", "api_keys"):
+        execute(url, f"DELETE FROM {table}")
+    assert refusal(empty, url) == (
+        "The target has rows already, in sandboxes. Copy into a new database; nothing was changed."
+    )
+
+
 def test_copydb_refuses_a_target_with_rows(url: str, make_url: MakeUrl) -> None:
     target = make_url("sqlite")
     agentdb.connect(target, migrate=True).close()

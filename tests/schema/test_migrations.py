@@ -742,6 +742,20 @@ def test_migrate_zero_refuses_to_drop_rows_and_names_the_way_that_loses_nothing(
         assert rows(connection, "SELECT name FROM agents") == [("a",)]
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_migrate_zero_refuses_to_drop_rows_of_a_table_in_capitals(
+    url: str, engine: str
+):
+    with agentdb.connect(url) as db:
+        db.upsert_agent("a", "/")
+    with opened(url) as connection:
+        rows(connection, "ALTER TABLE agents RENAME TO other")
+        rows(connection, 'ALTER TABLE other RENAME TO "Agents"')
+
+        with pytest.raises(CommandError, match=r"with their rows: agents \(1\)"):
+            manage(connection, "migrate", "agentdb", "zero")
+
+
 class Stream(io.StringIO):
     """Input or output, of a terminal or not."""
 

@@ -25,6 +25,7 @@ from agentdb.errors import DatabaseUnavailableError
 from agentdb.faults import Fault, classify, describe_failure
 from agentdb.management.database_command import AgentDbCommand
 from agentdb.operations import make_old_tables
+from agentdb.schema import table_names
 from agentdb.schema.inspection import (
     check_sqlite_file,
     check_target_file,
@@ -161,8 +162,8 @@ class Command(AgentDbCommand, migrate.Command):
     def _confirm_loss(self, connection: BaseDatabaseWrapper) -> None:
         """Ask before dropping tables with rows: somebody may mean the way back, which differs by one word."""
         with_rows = []
-        for name in connection.introspection.table_names():
-            if name in OLD_COLUMNS and (rows := count_rows(connection, name)):
+        for name in sorted(OLD_COLUMNS.keys() & table_names(connection)):
+            if rows := count_rows(connection, name):
                 with_rows.append(f"{name} ({rows:,})")
         if not with_rows:
             return
