@@ -322,8 +322,7 @@ class Slot:
         """
         try:
             with self.room(self), self.engine.opening(self.wrapper, limit):
-                self.wrapper.ensure_connection()
-                return self.current() or self.take_over()
+                return self._opened()
         except BaseException as error:
             # Includes an exception between two steps of Django's connect(), which would leave autocommit off.
             self.discard()
@@ -331,6 +330,19 @@ class Slot:
             if explained is None:
                 raise
             raise explained from driver_error(error)
+
+    def _opened(self) -> Connection:
+        """Return the connection that Django opens, or the first from a host's pool that has not died there."""
+        pool = getattr(self.wrapper, "pool", None)
+        # No more can be dead than the pool holds.
+        for _ in range(getattr(pool, "max_size", 0)):
+            self.wrapper.ensure_connection()
+            connection = self.current() or self.take_over()
+            if connection.is_alive():
+                return connection
+            self.discard()
+        self.wrapper.ensure_connection()
+        return self.current() or self.take_over()
 
     def _why_not_opened(self, error: BaseException) -> AgentDbError | None:
         """Return the error for the caller, or None if it is not about the database."""
