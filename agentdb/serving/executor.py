@@ -413,7 +413,7 @@ def _unreadable(slot: Slot, statement: Statement, error: BaseException) -> Agent
     engine = slot.engine
     reason = engine.reason(error)
     tables = (statement.table,)
-    with suppress(*engine.errors):
+    with suppress(AgentDbError), slot.lock, slot.operation():
         for found in unreadable_values(slot.wrapper, 1, tables=tables, thorough=True):
             reason = str(found)
             break

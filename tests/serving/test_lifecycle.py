@@ -37,6 +37,7 @@ from agentdb import (
     Db,
     DjangoDb,
     OutcomeUnknownError,
+    SchemaMismatchError,
 )
 from agentdb.conf import database_from_url, server_name
 from agentdb.serving.connections import postgresql
@@ -818,6 +819,7 @@ def hosts(postgres_url_migrated: str) -> Iterator[MakeHosts]:
     def make(pool: dict[str, Any] | None, url: str = postgres_url_migrated) -> str:
         config = database_from_url(url)
         config["CONN_MAX_AGE"] = 0
+        config["CONN_HEALTH_CHECKS"] = False  # Django's default
         if pool is not None:
             config["OPTIONS"]["pool"] = pool
         aliases.append(f"hosts{len(aliases)}")
@@ -863,6 +865,29 @@ def test_no_call_on_a_hosts_connection_waits_for_ever_for_a_silent_server(
     assert not rescued.is_set()
 
 
+def test_the_search_for_a_row_that_cannot_be_read_does_not_wait_for_ever_on_a_hosts_connection(
+    relay: tuple[Relay, str], hosts: MakeHosts
+) -> None:
+    middle, url = relay
+    db = DjangoDb(hosts(None, f"{url}?call_timeout=1"))
+    make_session(db)
+    db.get_session("s1")  # prepares it
+    with connections[db.alias].cursor() as cursor:
+        cursor.execute("UPDATE sessions SET created_at = 'infinity'")
+    middle.answers = 1  # with the row
+
+    def rescue() -> None:
+        rescued.set()
+        middle.cut()
+
+    rescued, timer = threading.Event(), threading.Timer(30, rescue)
+    timer.start()
+    with pytest.raises(SchemaMismatchError, match="holds a value that cannot be read"):
+        db.get_session("s1")
+    timer.cancel()
+    assert not rescued.is_set()
+
+
 def test_dead_connections_of_a_hosts_pool_go_back_to_it(
     hosts: MakeHosts, postgres_url_migrated: str
 ) -> None:
@@ -878,6 +903,31 @@ def test_dead_connections_of_a_hosts_pool_go_back_to_it(
                 ]
             )
     assert make_agent(db).version == 5
+
+
+@pytest.mark.parametrize("has_one", [True, False], ids=["kept", "none kept"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_passes_over_the_dead_connections_of_a_hosts_pool(
+    relay: tuple[Relay, str], hosts: MakeHosts, call: str, has_one: bool
+) -> None:
+    cable, url = relay
+    db = DjangoDb(alias := hosts({"min_size": 3, "max_size": 3, "timeout": 60}, url))
+    make_session(db)
+    wrapper: Any = connections[alias]
+    wrapper.close()
+
+    def all_are_in_the_pool() -> bool:
+        return bool(wrapper.pool.get_stats()["pool_available"] == 3)
+
+    _wait_until(all_are_in_the_pool)
+    if has_one:
+        db.count_sandboxes()
+    cable.cut()
+
+    CALLS[call](db)
+
+    wrapper.close()
+    _wait_until(all_are_in_the_pool)
 
 
 @pytest.mark.parametrize("owner", ["db", "host"])
