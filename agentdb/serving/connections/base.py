@@ -390,7 +390,7 @@ class Slot:
         """Drop the connection in any state; ``ready`` opens another."""
         wrapper = self.wrapper
         raw = wrapper.connection
-        if raw is None:
+        if raw is None or wrapper.closed_in_transaction:
             return
         if wrapper.in_atomic_block:
             wrapper.needs_rollback = True
