@@ -31,15 +31,20 @@ COMMANDS = {
 }
 
 
-def shell(
-    folder: Path, script: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a line of bash in which ``$agentdb`` is the command."""
+def environment() -> dict[str, str]:
+    """Return this process's without what names a database."""
     inherited = {
         k: v
         for k, v in os.environ.items()
         if k not in ("DATABASE_URL", "DJANGO_SETTINGS_MODULE")
     }
+    return {**inherited, "PYTHONPATH": str(ROOT)}
+
+
+def shell(
+    folder: Path, script: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which ``$agentdb`` is the command."""
     return subprocess.run(
         [
             "bash",
@@ -49,7 +54,7 @@ def shell(
             f'agentdb="{sys.executable} -m agentdb"; {script}',
         ],
         cwd=folder,
-        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
+        env={**environment(), **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -154,6 +159,40 @@ def test_commands_that_read_standard_input_do_without_it(migrated: Path, program
     assert found.stderr.endswith("No API key is stored that this one opens.\n")
     assert dropped.returncode == 1
     assert "Nothing was changed." in dropped.stderr
+
+
+def test_a_key_that_is_no_text_is_a_key_that_opens_nothing(migrated: Path):
+    found = shell(
+        migrated,
+        r"printf '\xff\n' | $agentdb apikey find",
+        PYTHONIOENCODING="utf-8:strict",
+    )
+
+    assert found.returncode == 1
+    assert found.stderr.endswith("No API key is stored that this one opens.\n")
+
+
+def test_the_end_of_input_at_the_prompt_for_a_key_is_no_key(migrated: Path):
+    terminal, its_end = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "agentdb", "apikey", "find"],
+        cwd=migrated,
+        env=environment(),
+        stdin=its_end,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # so that the prompt is not in the terminal of the tests
+    ) as finding:
+        os.close(its_end)
+        assert finding.stderr is not None
+        said = b""
+        while not said.endswith(b"API key: ") and finding.poll() is None:
+            said += finding.stderr.read(1)
+        os.write(terminal, b"\x04")
+        said = finding.stderr.read()
+    os.close(terminal)
+
+    assert finding.returncode == 1
+    assert said.endswith(b"No API key is stored that this one opens.\n")
 
 
 def test_a_shell_does_without_standard_input(migrated: Path):

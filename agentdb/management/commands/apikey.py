@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import getpass
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -130,6 +131,9 @@ class Command(DatabaseCommand):
 
 def _typed_key() -> str:
     """Read a key from a prompt or a pipe. Never an argument: other users see arguments, and shells store them."""
-    if sys.stdin.isatty():
-        return getpass.getpass("API key: ").strip()
-    return sys.stdin.readline().strip()
+    # Ctrl-D at the prompt, and bytes that are no text, are like an empty line.
+    with suppress(EOFError, UnicodeDecodeError):
+        if sys.stdin.isatty():
+            return getpass.getpass("API key: ").strip()
+        return sys.stdin.readline().strip()
+    return ""
