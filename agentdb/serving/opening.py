@@ -22,7 +22,7 @@ from agentdb.errors import (
     SchemaMismatchError,
     SchemaOutOfDateError,
 )
-from agentdb.faults import is_final
+from agentdb.faults import Fault, classify, is_final
 from agentdb.keys import KeyHashes
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.migration_record import migration_names
@@ -237,8 +237,10 @@ def _check_file(connection: BaseDatabaseWrapper, *, create: bool) -> None:
 
 
 def _wait(threads: Threads, timeout_seconds: float) -> None:
-    """Open this thread's connection; if a server is not up yet, retry for ``seconds``."""
-    deadline, delay = time.monotonic() + timeout_seconds, _FIRST_DELAY_SECONDS
+    """Open this thread's connection; retry while a server is not up yet, or another process writes to a SQLite file."""
+    engine = threads.engine
+    deadline = time.monotonic() + engine.seconds_to_open(timeout_seconds)
+    delay = _FIRST_DELAY_SECONDS
     while True:
         try:
             return threads.ensure_connected(
@@ -246,7 +248,8 @@ def _wait(threads: Threads, timeout_seconds: float) -> None:
             )
         except DatabaseUnavailableError as error:
             left = deadline - time.monotonic()
-            if left <= 0 or is_final(error) or not threads.engine.has_server:
+            is_locked = classify(error.__cause__ or error) is Fault.LOCKED
+            if left <= 0 or is_final(error) or not (engine.has_server or is_locked):
                 raise
             time.sleep(min(delay, left))
             delay = min(delay * 2, _LONGEST_DELAY_SECONDS)

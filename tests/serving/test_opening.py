@@ -10,7 +10,9 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from threading import Timer
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
@@ -552,6 +554,25 @@ def test_connect_waits_for_a_server_that_starts_late() -> None:
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_connect_waits_for_a_transaction_in_a_file_without_a_log(
+    tmp_path: Path,
+) -> None:
+    """As when several programs make the file at once. SQLite does not wait when it gives the file a log."""
+    path = tmp_path / "agentdb.sqlite3"
+    with closing(
+        sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    ) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatabaseUnavailableError, match="database is locked"):
+            agentdb.connect(f"sqlite:///{path}?timeout=0.1", migrate=True)
+        ending = Timer(0.5, other.rollback)
+        ending.start()
+
+        with agentdb.connect(f"sqlite:///{path}", migrate=True) as db:
+            make_agent(db)
+        ending.join()
 
 
 def test_unavailable_server_is_named_with_the_reason_and_without_the_password(

@@ -80,6 +80,10 @@ class Engine(ABC):
         """Let the body open the connection within ``limit`` seconds."""
         return nullcontext()
 
+    def seconds_to_open(self, timeout_seconds: float) -> float:
+        """Return for how long opening the first connection is tried again."""
+        return timeout_seconds
+
     def refuse_displaced(self) -> None:
         """Raise ``DatabaseUnavailableError`` if the file at the path is not the one that the alias had open before."""
         return

@@ -117,6 +117,10 @@ class SqliteEngine(Engine):
     def describe(self) -> str:
         return f"SQLite database {self.name!r}"
 
+    def seconds_to_open(self, timeout_seconds: float) -> float:
+        # SQLite itself waits as long, but not for another transaction to end if it gives the file a write-ahead log.
+        return self.busy_seconds
+
     def take_turn(self) -> Turn | None:
         if self.turns is None:
             return None
