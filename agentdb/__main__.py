@@ -158,10 +158,12 @@ def _look_first(arguments: Sequence[str]) -> None:
 
     connection = connections["default"]
     path = sqlite_path(connection)
-    # A missing file is a misspelt path: SQLite would create it, empty, and delete the log of one that was moved away.
-    # A damaged one is for dbshell to mend.
-    if path is not None and (command in _ONLY_READ or not os.path.exists(path)):
-        check_sqlite_file(path)
+    # A missing file is a misspelt path, and SQLite would create it. There, and in an empty file, it makes a new
+    # database, and deletes the log of one that was moved away. A damaged file is for dbshell to mend.
+    if path is not None:
+        is_there = os.path.isfile(path) and os.path.getsize(path)
+        if command in _ONLY_READ or not is_there:
+            check_sqlite_file(path)
     if command in _ONLY_READ and "--verbosity=0" not in arguments:
         sys.stderr.write(f"{describe(connection)}.\n")
 

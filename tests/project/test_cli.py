@@ -341,6 +341,18 @@ def test_a_command_that_only_looks_makes_no_file(tmp_path, command):
     assert list(tmp_path.iterdir()) == [log]
 
 
+def test_a_command_that_only_looks_leaves_the_log_beside_an_empty_file(cli, tmp_path):
+    log = tmp_path / "empty.sqlite3-wal"
+    log.write_bytes(b"what was stored last")
+    (tmp_path / "empty.sqlite3").touch()
+
+    finished = cli("--url", "sqlite:///empty.sqlite3", "sqlmigrate", "agentdb", "0001")
+
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(f"There is a file '{log}', which belongs to")
+    assert log.exists()
+
+
 @pytest.mark.parametrize("name", ["flush", "testserver", "loaddata"])
 def test_commands_of_django_that_empty_a_database_or_are_of_no_use_are_not_offered(
     cli, name
