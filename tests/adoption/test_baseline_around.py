@@ -559,3 +559,40 @@ def test_check_and_adoption_agree_on_what_is_around_the_tables(
     assert without(around(url), before) == before
     assert baselinedb(url, "--no-backup").code == 0
     assert without(around(url), before) == before
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_constraints_of_own_columns_stay_unless_they_check_one_of_ours(
+    load_legacy: Load, engine: str
+):
+    url = load_legacy("era-b-small")
+    kept = [
+        "\"Ä\" TEXT DEFAULT 'a'",
+        "'own' TEXT",
+        '"Ö" TEXT AS (upper(name))',
+        "UNIQUE ('own', id)",  # SQLite takes the string for the column
+        "CONSTRAINT two CHECK (\"Ä\" <> ')' AND \"Ä\" <> ',')",
+    ]
+    gone = [
+        "CHECK (own <> name)",
+        'CONSTRAINT four CHECK (own <> "Ö")',  # and so reads the name
+    ]
+    [(created,)] = run(url, "SELECT sql FROM sqlite_master WHERE name = 'agents'")
+    start, _, _ = str(created).rpartition("UNIQUE")
+    run(
+        url,
+        "ALTER TABLE agents RENAME TO old",
+        f"{start} {', '.join([*kept, *gone])})",
+        "INSERT INTO agents SELECT *, 'a', id FROM old",
+        "DROP TABLE old",
+        'CREATE INDEX "IDX_Agents_Tenant" ON agents (path)',
+    )
+
+    assert baselinedb(url, "--no-backup").code == 0
+
+    [(now,)] = run(url, "SELECT sql FROM sqlite_master WHERE name = 'agents'")
+    assert [text for text in (*kept, *gone) if text in str(now)] == kept
+    [(index,)] = run(
+        url, "SELECT sql FROM sqlite_master WHERE lower(name) = 'idx_agents_tenant'"
+    )
+    assert "tenant_id" in str(index)
