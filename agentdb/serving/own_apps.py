@@ -84,7 +84,7 @@ def migrate(alias: str) -> None:
     connection = connections[alias]
     if not _apps_of(connection):
         return
-    with migration_lock(connection), lifted_limits(connection):
+    with lifted_limits(connection), migration_lock(connection):
         pending = pending_migrations(connection)
         labels = {migration.partition(".")[0] for migration in pending}
         for label in sorted(labels):

@@ -224,6 +224,29 @@ def test_the_lock_holds_though_the_server_limits_idle_transactions_and_waits(
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
+def test_migrate_waits_longer_than_the_server_lets_a_session_be_idle(
+    empty_url: str, engine: str
+):
+    with opened(empty_url) as connection:
+        name = connection.settings_dict["NAME"]
+        role = f"ALTER ROLE CURRENT_USER IN DATABASE {name}"
+        rows(connection, f"{role} SET idle_session_timeout = '100ms'")
+    with hold(empty_url) as holder, opened(empty_url) as connection:
+        assert holder.stdin is not None
+        connection.settings_dict["CONN_HEALTH_CHECKS"] = False  # Django's default
+        late = threading.Timer(1, holder.stdin.close)
+
+        class Told(io.StringIO):
+            def write(self, text: str) -> int:
+                if "waiting for it" in text:
+                    late.start()
+                return super().write(text)
+
+        manage(connection, "migrate", "agentdb", stderr=Told())
+        assert late.finished.is_set()
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
 def test_the_lock_needs_no_second_connection_of_a_hosts_pool(
     empty_url: str, engine: str
 ):

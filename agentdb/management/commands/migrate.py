@@ -134,8 +134,8 @@ class Command(AgentDbCommand, migrate.Command):
             refuse_others(connection)
         # The checks come after the lock: the process that had it may have migrated meanwhile.
         with (
+            lifted_limits(connection, self.progress.say),  # it is idle while it waits
             migration_lock(connection, lambda: self.progress.say(_WAITING)),
-            lifted_limits(connection, self.progress.say),
         ):
             # --fake changes the record alone, and is how an operator mends it: nothing of this is in its way.
             if not options["fake"]:
