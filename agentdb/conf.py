@@ -219,8 +219,9 @@ def _refuse_what_would_be_dropped(scheme: str, rest: str) -> None:
 def _check_options(scheme: str, query: str) -> None:
     for option in filter(None, query.split("&")):
         name, equals, value = option.partition("=")  # base64 may end with "=" too
-        # With an '@' further on, the name may be part of a password.
-        if not name or not equals or (not value and "@" in query):
+        # No name has an '@'. With one further on, the name may be part of a password.
+        may_be_password = "@" in name or (not value and "@" in query)
+        if not name or not equals or may_be_password:
             raise _misread(scheme)
         if not value:  # probably an unset variable, like an empty URL
             raise InvalidInputError(
@@ -254,7 +255,7 @@ def _several_hosts(rest: str) -> tuple[str, str, str]:
 def display_url(url: str) -> str:
     """Return the URL without the password, also of a URL that cannot be parsed."""
     scheme, separator, rest = _at_scheme(url)
-    # First, because an '@' in such a value ends no user name. Without a scheme it may be libpq's "host=h password=x".
+    # Without a scheme it may be libpq's "host=h password=x y".
     end = "[^&]*" if separator else ".*"
     shown = re.sub(
         _SECRET_OPTION + end, r"\1***", rest, flags=re.IGNORECASE | re.DOTALL
@@ -263,10 +264,13 @@ def display_url(url: str) -> str:
     user, colon, _ = credentials.partition(":")
     # An address in brackets has colons of its own.
     place = re.sub(r"\[[^]]*]", "", host if colon else shown)
-    in_port = re.match(r"[^/?@]*:[^/?@,]*[^/?@,\d]", place)
-    in_option = "@" in rest.partition("/")[0] and "@" not in shown
-    if scheme not in ("", "sqlite") and (in_port or in_option):
-        return f"{scheme}://***"  # the end of a password may be there
+    in_port = scheme not in ("", "sqlite") and re.match(
+        r"[^/?@]*:[^/?@,]*[^/?@,\d]", place
+    )
+    # Such an option may be part of a password that the '@' ends.
+    in_option = rest.count("@") != shown.count("@")
+    if in_port or in_option:
+        return f"{scheme}{separator}***"  # nobody can tell where the password begins
     return scheme + separator + (f"{user}:***@{host}" if colon else shown)
 
 
