@@ -205,6 +205,10 @@ def encoding_concern(path: str | Path) -> str:
 
 def file_concern(path: str | Path) -> str:
     """Return the sentence for a file that can be damaged where it is, '' for any other."""
+    if os.path.isdir(path):
+        return (
+            ""  # a folder has several names, and may be a mount; to open it is refused
+        )
     kind = shared_file_system(path)
     if kind and is_in_wal_mode(path):
         return (

@@ -214,6 +214,15 @@ def test_a_file_with_a_write_ahead_log_keeps_it_there_and_everything_says_so(
     assert journal_mode(path) == "wal"
 
 
+def test_nothing_is_said_of_a_folder_in_the_place_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()  # which has one more name of its folder
+    mounted(tmp_path, monkeypatch, (str(tmp_path), "ext4"))
+
+    assert file_concern(tmp_path) == ""
+
+
 def test_a_file_with_several_names_is_said_to_be_in_danger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
