@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import io
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psycopg
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.schema.migration_lock import migration_lock
@@ -175,6 +176,31 @@ def test_migrate_says_that_it_waits(empty_url: str):
         )
 
     assert said in out.getvalue()
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize("target", [[], ["0001"]], ids=["newest", "0001"])
+def test_migrate_waits_for_a_transaction_in_a_file_without_a_log(
+    empty_url: str, engine: str, target: list[str]
+):
+    """As when several processes migrate a new file at once. SQLite does not wait when it gives the file a log."""
+    with closing(
+        sqlite3.connect(
+            sqlite_path(empty_url), isolation_level=None, check_same_thread=False
+        )
+    ) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with (
+            opened(f"{empty_url}?timeout=0.1") as connection,
+            pytest.raises(CommandError, match="is locked by another process"),
+        ):
+            manage(connection, "migrate", "agentdb", *target)
+        late = threading.Timer(0.5, other.rollback)
+        late.start()
+        with opened(empty_url) as connection:
+            manage(connection, "migrate", "agentdb", *target)
+            assert rows(connection, "SELECT count(*) FROM agents") == [(0,)]
+        late.join()
 
 
 @pytest.mark.parametrize("option", ["--plan", "--check"])

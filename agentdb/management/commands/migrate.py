@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 from django.core.management import CommandError
@@ -38,6 +39,7 @@ from agentdb.schema.queries import count_rows, lifted_limits
 from agentdb.serving import own_apps
 
 _WAITING = "Another process is migrating this database; waiting for it."
+_PAUSE_SECONDS = 0.05
 
 
 class Command(AgentDbCommand, migrate.Command):
@@ -105,6 +107,8 @@ class Command(AgentDbCommand, migrate.Command):
         )
         if not is_about_agentdb:
             return False
+        with translated_errors(connection):
+            _open(connection)
         if options["migration_name"] is not None:
             return True
         with translated_errors(connection):
@@ -180,6 +184,20 @@ class Command(AgentDbCommand, migrate.Command):
             f"{loss} Nothing was changed. To go back to the old server and lose nothing, run 'agentdb migrate agentdb "
             "0001'. To drop them, run 'agentdb backup FILE', delete the rows, and run the command again."
         )
+
+
+def _open(connection: BaseDatabaseWrapper) -> None:
+    """Open the connection; wait for another process that writes to a new SQLite file."""
+    # For as long as SQLite waits elsewhere: it does not when it gives the file a write-ahead log.
+    ends = time.monotonic() + connection.settings_dict["OPTIONS"].get("timeout", 5.0)
+    while True:
+        try:
+            connection.ensure_connection()
+            return
+        except OperationalError as error:
+            if classify(error) is not Fault.LOCKED or time.monotonic() > ends:
+                raise
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _cause(error: DatabaseError) -> BaseException:
