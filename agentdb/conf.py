@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from agentdb.errors import InvalidInputError
 from agentdb.sqlite_files import is_in_wal_mode, shared_file_system
@@ -114,6 +114,16 @@ def database_from_url(url: str) -> dict[str, Any]:
     if scheme == "sqlite":
         return _sqlite(url, config, options)
     return _server(scheme, config, options)
+
+
+def file_url(path: str | os.PathLike[str]) -> str:
+    """Return the URL of the SQLite file, or raise ``InvalidInputError`` if its name or folder is not UTF-8."""
+    try:
+        return f"sqlite:///{quote(os.fspath(path))}"
+    except UnicodeEncodeError:
+        raise InvalidInputError(
+            f"The path {os.fspath(path)!r} is not valid UTF-8. Use another file or folder."
+        ) from None
 
 
 def _at_scheme(url: str) -> tuple[str, str, str]:

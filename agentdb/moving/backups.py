@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from urllib.parse import quote
 
 from django.db import connections
 
 from agentdb.adoption.progress import Progress
 from agentdb.adoption.sqlite_backup import back_up, refuse_taken
+from agentdb.conf import file_url
 from agentdb.errors import DatabaseUnavailableError
 from agentdb.moving import copydb
 from agentdb.schema.inspection import sqlite_path
@@ -50,6 +50,6 @@ def back_up_database(
         ) from error
     with folder as name:
         copied = Path(name) / "copy.sqlite3"
-        with temporary_alias(f"sqlite:///{quote(str(copied))}") as alias_of_copy:
+        with temporary_alias(file_url(copied)) as alias_of_copy:
             copydb.copy(alias, alias_of_copy, progress)
         back_up(copied, target=target)

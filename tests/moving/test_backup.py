@@ -178,3 +178,22 @@ def test_a_restore_says_why_it_does_not(url: str, tmp_path: Path) -> None:
         refusal(tmp_path / "text")
         == f"'{tmp_path}/text' is not a SQLite database, or it is encrypted. Check the database URL."
     )
+
+
+def test_a_backup_whose_name_is_not_utf_8_is_refused_where_a_url_must_name_it(
+    url: str, engine: str, tmp_path: Path
+) -> None:
+    fill(url)
+    file = tmp_path / os.fsdecode(b"\xff.sqlite3")
+    refused = r"^The path '.*\\udcff\.sqlite3.*' is not valid UTF-8\. Use another file or folder\.$"
+
+    if engine == "sqlite":  # which is copied as a file
+        run("backup", url, file)
+    else:
+        with pytest.raises(CommandError, match=refused):
+            run("backup", url, file)
+        assert list(tmp_path.iterdir()) == []
+        file.touch()
+
+    with pytest.raises(CommandError, match=refused):
+        run("restore", url, file)

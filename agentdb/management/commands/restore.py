@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from django.core.management.base import CommandParser
 from django.db import connections
 
+from agentdb.conf import file_url
 from agentdb.errors import AgentDbError
 from agentdb.management.database_command import DatabaseCommand
 from agentdb.moving import copydb
@@ -33,7 +33,7 @@ class Command(DatabaseCommand):
             check_sqlite_file(path)
         except MissingFileError:
             raise AgentDbError(f"The backup {file!r} does not exist.") from None
-        with temporary_alias(f"sqlite:///{quote(str(path))}") as source:
+        with temporary_alias(file_url(path)) as source:
             restored = copydb.copy(source, database, self.progress)
             left = copydb.left_behind(source)
         for table, rows in restored.items():
