@@ -162,7 +162,9 @@ def _look_first(arguments: Sequence[str]) -> None:
     # database, and deletes the log of one that was moved away. A damaged file is for dbshell to mend.
     if path is not None:
         is_there = os.path.isfile(path) and os.path.getsize(path)
-        if command in _ONLY_READ or not is_there:
+        if command == "sqlmigrate" and not is_there:
+            connection.settings_dict["NAME"] = ":memory:"  # the SQL is the same
+        elif command in _ONLY_READ or not is_there:
             check_sqlite_file(path)
     if command in _ONLY_READ and "--verbosity=0" not in arguments:
         sys.stderr.write(f"{describe(connection)}.\n")

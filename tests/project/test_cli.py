@@ -309,7 +309,6 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path):
         "migrate --plan",
         "dbshell -- .tables",
         "shell -c 1",
-        "sqlmigrate agentdb 0001",
     ],
 )
 def test_a_command_that_only_looks_makes_no_file(tmp_path, command):
@@ -341,12 +340,29 @@ def test_a_command_that_only_looks_makes_no_file(tmp_path, command):
     assert list(tmp_path.iterdir()) == [log]
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_sqlmigrate_needs_no_file_and_leaves_the_log_of_one_that_was_moved(
+    cli, tmp_path, is_there
+):
+    log = tmp_path / "moved.sqlite3-wal"
+    log.write_bytes(b"what was stored last")
+    if is_there:
+        (tmp_path / "moved.sqlite3").touch()
+    before = set(tmp_path.iterdir())
+
+    finished = cli("--url", "sqlite:///moved.sqlite3", "sqlmigrate", "agentdb", "0001")
+
+    assert finished.returncode == 0, finished.stderr
+    assert 'CREATE TABLE "sessions"' in finished.stdout
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_a_command_that_only_looks_leaves_the_log_beside_an_empty_file(cli, tmp_path):
     log = tmp_path / "empty.sqlite3-wal"
     log.write_bytes(b"what was stored last")
     (tmp_path / "empty.sqlite3").touch()
 
-    finished = cli("--url", "sqlite:///empty.sqlite3", "sqlmigrate", "agentdb", "0001")
+    finished = cli("--url", "sqlite:///empty.sqlite3", "dbshell", "--", ".tables")
 
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"There is a file '{log}', which belongs to")
