@@ -6,12 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from agentdb.conf import DEFAULT_URL, URL_VARIABLE
 from agentdb.errors import AgentDbError, InvalidInputError
 from agentdb.management.output import occupy_closed_descriptors, write_any_character
 from agentdb.serving.host import SETTINGS_VARIABLE, cannot_load
 from agentdb.serving.own_apps import APPS_VARIABLE, app_names
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
 # Django's commands that are useful with a database but without a project. Not among them are flush and loaddata, which
 # change the tables without the rules of Db, and all that needs a project's folder.
@@ -153,21 +157,27 @@ def _look_first(arguments: Sequence[str]) -> None:
         return
     from django.db import connections
 
-    from agentdb.schema.inspection import check_sqlite_file, sqlite_path
     from agentdb.serving.connections import describe
 
     connection = connections["default"]
-    path = sqlite_path(connection)
-    # A missing file is a misspelt path, and SQLite would create it. There, and in an empty file, it makes a new
-    # database, and deletes the log of one that was moved away. A damaged file is for dbshell to mend.
-    if path is not None:
-        is_there = os.path.isfile(path) and os.path.getsize(path)
-        if command == "sqlmigrate" and not is_there:
-            connection.settings_dict["NAME"] = ":memory:"  # the SQL is the same
-        elif command in _ONLY_READ or not is_there:
-            check_sqlite_file(path)
+    _check_file(connection, command)
     if command in _ONLY_READ and "--verbosity=0" not in arguments:
         sys.stderr.write(f"{describe(connection)}.\n")
+
+
+def _check_file(connection: BaseDatabaseWrapper, command: str) -> None:
+    from agentdb.schema.inspection import check_sqlite_file, sqlite_path
+
+    path = sqlite_path(connection)
+    if path is None:
+        return
+    # A missing file is a misspelt path, and SQLite would create it. There, and in an empty file, it makes a new
+    # database, and deletes the log of one that was moved away. A damaged file is for dbshell to mend.
+    is_there = os.path.isfile(path) and os.path.getsize(path)
+    if command == "sqlmigrate" and not is_there:
+        connection.settings_dict["NAME"] = ":memory:"  # the SQL is the same
+    elif command in _ONLY_READ or not is_there:
+        check_sqlite_file(path)
 
 
 def _execute(arguments: Sequence[str]) -> None:
