@@ -15,7 +15,6 @@ from agentdb.schema.inspection import (
 )
 from agentdb.serving import own_apps
 from agentdb.serving.connections.threads import Threads
-from agentdb.serving.transactions import block_of
 from agentdb.sqlite_files import file_concern, version_concern
 
 
@@ -30,7 +29,7 @@ def check_health(threads: Threads) -> Health:
     pending: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     with slot.lock:
-        in_transaction = block_of(slot) is not None
+        in_transaction = wrapper.in_atomic_block
         try:
             # First, because a new file would not help where one was moved away.
             slot.engine.refuse_displaced()

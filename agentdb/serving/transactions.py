@@ -27,6 +27,10 @@ _CUT_OFF = (
     "An exception from a signal handler cut off an atomic() in this transaction, and Django will not commit it. "
     "It can only be rolled back: let this error leave the outermost atomic()."
 )
+_ABANDONED = (
+    "An exception from a signal handler cut off an atomic(), and nothing was left to end its transaction, which is "
+    "rolled back now. This call did nothing; the next one works."
+)
 _OF_ATOMIC = (
     transaction.Atomic.__enter__.__code__,
     transaction.Atomic.__exit__.__code__,
@@ -87,7 +91,10 @@ class Block:
 
 
 def block_of(slot: Slot) -> Block | None:
-    """Return the open transaction of the slot, ours or the host's, according to Django's wrapper."""
+    """Return the open transaction of the slot, ours or the host's, according to Django's wrapper.
+
+    Raises ``AgentDbError`` after rolling back a host's that nobody can end.
+    """
     wrapper = slot.wrapper
     if not wrapper.in_atomic_block:
         return None
@@ -102,8 +109,9 @@ def block_of(slot: Slot) -> Block | None:
     held = _held(blocks)
     if held:
         return _block_of_host(slot, held)
-    slot.reset()  # the same happened to the host's
-    return None
+    # The same happened to the host's. It is rolled back, and one call says so: the host may have written in it.
+    slot.reset()
+    raise AgentDbError(_ABANDONED)
 
 
 def _block_of_host(slot: Slot, held: list[Any]) -> Block:

@@ -16,6 +16,7 @@ from django.db import connections, transaction
 
 import agentdb
 from agentdb import AgentDbError, Db, DjangoDb
+from agentdb.models import Session
 from agentdb.serving.opening import temporary_alias
 
 _BACKENDS = ("base", "sqlite3", "postgresql")
@@ -178,6 +179,26 @@ def test_an_inner_atomic_that_was_cut_off_fails_the_outer_one(
     assert lost(url, host) == set()
 
 
+@pytest.mark.parametrize("first", ["plain", "in_transaction"])
+def test_a_call_says_that_it_has_rolled_back_a_transaction_that_nobody_can_end(
+    host: Host, first: str
+) -> None:
+    sessions = Session.objects.using(host.alias)
+    transaction.atomic(using=host.alias).__enter__()
+    sessions.create(id="host", agent_name="a", sandbox_id="sb")
+
+    with pytest.raises(AgentDbError) as raised:
+        getattr(host, first)()
+
+    assert str(raised.value) == (
+        "An exception from a signal handler cut off an atomic(), and nothing was left to end its transaction, which is "
+        "rolled back now. This call did nothing; the next one works."
+    )
+    assert not sessions.exists()
+    host.db.insert_session("next", "a", "sb")
+    assert sessions.get().id == "next"
+
+
 def test_a_function_in_atomic_may_be_called_again_while_its_error_is_handled(
     host: Host, url: str
 ) -> None:
@@ -230,6 +251,8 @@ def test_what_was_to_be_done_on_commit_is_forgotten_with_an_atomic_that_was_cut_
             transaction.on_commit(lambda: done.append("hook"), using=db.alias)
             db.insert_session("s1", "a", "sb")
 
+        with pytest.raises(AgentDbError, match="^An exception from a signal handler"):
+            db.run_transaction(lambda tx: tx.list_sessions())
         db.run_transaction(lambda tx: tx.insert_session("s2", "a", "sb"))
 
         assert [session.id for session in db.list_sessions()] == ["s2"]

@@ -307,7 +307,9 @@ class Threads:
             # Of a server: not closed, because two processes on one socket corrupt both. Of a file there is none now.
             left_to_the_parent.append(slot.wrapper.connection)
             slot.wrapper.connection = None
-        block = block_of(own) if own is not None else None
+        block = None
+        with suppress(AgentDbError):  # a host's atomic() that was cut off
+            block = block_of(own) if own is not None else None
         self._forget()
         if own is not None and block is not None:
             # fork() inside run_transaction: the child is a copy of this frame too. The with block goes on in the
