@@ -31,7 +31,8 @@ help:
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
 
-WORKERS := --numprocesses=logical --maxprocesses=4
+# More than two cores need, because many tests wait: for a time limit, a killed server, a browser.
+WORKERS := --numprocesses=3
 
 # Coverage takes as much time as the tests do.
 test: $(VENV)/.installed-test
