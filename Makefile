@@ -31,8 +31,7 @@ help:
 demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py
 
-# More than two cores need, because many tests wait: for a time limit, a killed server, a browser.
-WORKERS := --numprocesses=3
+WORKERS := --numprocesses=logical --maxprocesses=4
 
 # Coverage takes as much time as the tests do.
 test: $(VENV)/.installed-test

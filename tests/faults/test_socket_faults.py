@@ -106,7 +106,7 @@ def test_callers_are_told_the_truth_while_questions_are_lost(
         url,
         tmp_path,
         f"sendto:error={error}:when={every}+{every}",
-        options="call_timeout=1",
+        options="call_timeout=0.5",
     )
 
     assert wrong == []
