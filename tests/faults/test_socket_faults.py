@@ -119,8 +119,8 @@ def test_callers_are_told_the_truth_while_answers_come_too_late(
     told, wrong = write(
         url,
         tmp_path,
-        "recvfrom:delay_enter=1500000:when=40+61",
-        options="call_timeout=1",
+        "recvfrom:delay_enter=800000:when=40+61",
+        options="call_timeout=0.5",
     )
 
     assert wrong == []

@@ -34,6 +34,9 @@ class TestEngines(DbContract):
 
 
 class TestEnginesAwaited(DbContract):
+    # The times come from the statements, which TestEngines runs; awaiting them could change answers and errors alone.
+    test_a_call_moves_no_time_backwards = None  # type: ignore[assignment]
+
     @pytest.fixture
     def db(self, url: str) -> Iterator[Db]:
         with asyncio.Runner() as runner:
