@@ -252,6 +252,12 @@ def is_missing_table(error: BaseException, table: str) -> bool:
     return _sqlstate(error) == "42P01" or f"no such table: {table}" in str(error)
 
 
+def needs_another_program(error: BaseException) -> bool:
+    """Return whether a table of a SQLite file needs a function or a collation that only the operator's program has."""
+    words = ("unknown function", "no such function", "no such collation")
+    return str(driver_error(error)).startswith(words)
+
+
 # -- the reason
 
 

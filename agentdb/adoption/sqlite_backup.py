@@ -14,7 +14,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agentdb.adoption.progress import SILENT, Progress
 from agentdb.errors import DatabaseUnavailableError, InvalidInputError
-from agentdb.faults import Fault, classify, describe_file, describe_sqlite_failure
+from agentdb.faults import (
+    Fault,
+    classify,
+    describe_file,
+    describe_sqlite_failure,
+    needs_another_program,
+)
 from agentdb.schema.inspection import sqlite_path
 from agentdb.schema.queries import quote_name
 from agentdb.sqlite_files import file_uri
@@ -167,9 +173,7 @@ def _checked(connection: sqlite3.Connection, what: str) -> str | None:
     try:
         [found] = connection.execute(f"PRAGMA integrity_check({what})").fetchmany(1)
     except sqlite3.OperationalError as error:
-        if str(error).startswith(
-            ("unknown function", "no such function", "no such collation")
-        ):
+        if needs_another_program(error):
             return None
         raise
     return str(found[0])

@@ -9,6 +9,8 @@ from typing import Any
 from django.db import Error, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agentdb.faults import needs_another_program
+
 
 def rows(
     connection: BaseDatabaseWrapper,
@@ -42,7 +44,7 @@ def count_rows(connection: BaseDatabaseWrapper, table: str) -> int:
     except OperationalError as error:
         # SQLite counts the entries of the smallest index, which may need a collation that only another program has. The
         # table itself is many times as large.
-        if not str(error).startswith("no such collation"):
+        if not needs_another_program(error):
             raise
         [(number,)] = rows(connection, f"{count} NOT INDEXED")
     return int(number)
