@@ -58,8 +58,9 @@ def hold(url: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_the_lock_keeps_another_process_waiting_until_it_is_given_back(empty_url: str):
-    with hold(empty_url) as holder, opened(empty_url) as connection:
+def assert_waits(held_url: str, url: str) -> None:
+    """The lock of the second database is not free until a process gives that of the first one back."""
+    with hold(held_url) as holder, opened(url) as connection:
         waits: list[str] = []
 
         def waiting() -> None:
@@ -69,6 +70,10 @@ def test_the_lock_keeps_another_process_waiting_until_it_is_given_back(empty_url
 
         with migration_lock(connection, waiting):
             assert waits == ["waiting"]
+
+
+def test_the_lock_keeps_another_process_waiting_until_it_is_given_back(empty_url: str):
+    assert_waits(empty_url, empty_url)
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
@@ -78,16 +83,7 @@ def test_a_link_to_a_file_leads_to_its_lock(
     link = tmp_path / "elsewhere" / "link.sqlite3"
     link.parent.mkdir()
     link.symlink_to(sqlite_path(empty_url))
-    with hold(empty_url) as holder, opened(f"sqlite:///{link}") as connection:
-        waits: list[str] = []
-
-        def waiting() -> None:
-            waits.append("waiting")
-            assert holder.stdin is not None
-            holder.stdin.close()
-
-        with migration_lock(connection, waiting):
-            assert waits == ["waiting"]
+    assert_waits(empty_url, f"sqlite:///{link}")
 
 
 def test_the_lock_of_a_killed_process_is_free(empty_url: str):

@@ -338,15 +338,14 @@ class Slot:
     def _opened(self) -> Connection:
         """Return the connection that Django opens, or the first from a host's pool that has not died there."""
         pool = getattr(self.wrapper, "pool", None)
-        # No more can be dead than the pool holds.
-        for _ in range(getattr(pool, "max_size", 0)):
+        may_be_dead = getattr(pool, "max_size", 0)  # no more than the pool holds
+        while True:
             self.wrapper.ensure_connection()
             connection = self.current() or self.take_over()
-            if connection.is_alive():
+            if not may_be_dead or connection.is_alive():
                 return connection
             self.discard()
-        self.wrapper.ensure_connection()
-        return self.current() or self.take_over()
+            may_be_dead -= 1
 
     def _why_not_opened(self, error: BaseException) -> AgentDbError | None:
         """Return the error for the caller, or None if it is not about the database."""
